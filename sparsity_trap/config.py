@@ -1,0 +1,241 @@
+"""Presets: every number of a run, in one validated YAML file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ROOT / "presets"
+
+Source = Literal["simulated", "tissue-map", "spaceranger"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the file or key and the remedy."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Simulation(_Strict):
+    """A simulated section; used by the sources ``simulated`` and ``tissue-map``."""
+
+    side_um: Positive = Field(description="side of the square capture area, µm")
+    pixel_um: Positive = Field(0.5, description="full-resolution pixel size, µm")
+    seed: int = 0
+    diffusion_um: Positive = Field(4.0, description="s.d. of lateral transcript diffusion, µm")
+    library_cv: Positive = Field(
+        0.5, description="coefficient of variation of RNA content per cell"
+    )
+    stripe_sd: float = Field(0.3, ge=0, description="s.d. of log row and column factors, period 2")
+    patient_sd: float = Field(
+        0.2, ge=0, description="s.d. of log expression shift per gene, patient"
+    )
+
+
+class Patches(_Strict):
+    """How a section is cut."""
+
+    min_tissue: Fraction = Field(0.05, description="least share of tissue bins in a patch")
+
+
+class Encoder(_Strict):
+    """The frozen encoder and the augmented views it sees once."""
+
+    name: str = Field("filterbank", description="filterbank, or a timm model name")
+    dihedral: bool = Field(True, description="cache all eight flips and rotations")
+    jitter_views: int = Field(1, ge=0, description="colour-jittered copies per dihedral view")
+    jitter: tuple[float, float, float, float] = Field(
+        (0.1, 0.1, 0.1, 0.02), description="brightness, contrast, saturation, hue"
+    )
+
+
+class Training(_Strict):
+    """Optimisation, shared by every arm."""
+
+    epochs: Count
+    batch_size: Count = 8
+    accumulate: Count = 4
+    lr: Positive = 5e-5
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_epochs: int = Field(2, ge=0)
+    patience: Count = 10
+    clip: Positive = 1.0
+    validation: Fraction = Field(0.2, description="share of each training section held out")
+
+
+class Decoder(_Strict):
+    """Size of the decoder; Hist2ST uses all, linear none."""
+
+    hidden: Count = 512
+    heads: Count = 8
+    neighbours: Count = 8
+    dropout: Fraction = 0.1
+    self_loop: bool = False
+
+
+class Arm(_Strict):
+    """One cell of the comparison: decoder, loss, link and head bias."""
+
+    title: str
+    decoder: Literal["hist2st", "linear"] = "hist2st"
+    loss: Literal["mse", "mse-log1p", "poisson"]
+    link: Literal["softplus", "exp"]
+    bias: float
+
+
+class Runs(_Strict):
+    """Arms to train for the given test patients and seeds."""
+
+    arms: list[str]
+    test_patients: list[str]
+    seeds: list[int] = [0]
+
+
+class Run(_Strict):
+    """One training run."""
+
+    arm: str
+    test_patient: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.test_patient}-s{self.seed}"
+
+
+class Preset(_Strict):
+    """A whole run of the project; see ``presets/laptop.yaml`` for a commented example."""
+
+    name: str
+    source: Source = "simulated"
+    patients: list[str]
+    main_patient: str = Field(description="test patient shown in figures and tables")
+    simulation: Simulation
+    patches: Patches = Patches()
+    encoder: Encoder = Encoder()
+    decoder: Decoder = Decoder()
+    training: Training
+    arms: dict[str, Arm]
+    runs: list[Runs]
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Preset:
+        for group in self.runs:
+            for arm in group.arms:
+                if arm not in self.arms:
+                    raise ValueError(
+                        f"runs: arm '{arm}' does not exist; arms are {', '.join(self.arms)}"
+                    )
+            for patient in group.test_patients:
+                if patient not in self.patients:
+                    raise ValueError(
+                        f"runs: test patient '{patient}' is not one of patients {', '.join(self.patients)}"
+                    )
+        if self.main_patient not in self.patients:
+            raise ValueError(f"main_patient '{self.main_patient}' is not one of patients")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Everything this preset computes lies here; safe to delete."""
+        name = self.name if self.source == "simulated" else f"{self.name}-{self.source}"
+        return ROOT / "results" / name
+
+    def outs(self, patient: str) -> Path:
+        """Space Ranger folder of one patient."""
+        return self.folder / "sections" / patient / "outs"
+
+    def store(self, patient: str) -> Path:
+        """Patch store of one patient."""
+        return self.folder / "stores" / f"{patient}.zarr"
+
+    def tokens(self, patient: str) -> Path:
+        """Token cache of one patient."""
+        return self.folder / "tokens" / f"{patient}.zarr"
+
+    def run_dir(self, run: Run) -> Path:
+        """Folder of one training run."""
+        return self.folder / "runs" / run.name
+
+    def all_runs(self) -> list[Run]:
+        """Every run of the preset, once each, in order."""
+        runs = [
+            Run(arm=arm, test_patient=patient, seed=seed)
+            for group in self.runs
+            for patient in group.test_patients
+            for seed in group.seeds
+            for arm in group.arms
+        ]
+        return list(dict.fromkeys(runs))
+
+    def training_patients(self, test_patient: str) -> list[str]:
+        """All patients but the one that is tested."""
+        return [p for p in self.patients if p != test_patient]
+
+    def arm(self, name: str) -> Arm:
+        """Arm by name; ``UserError`` when it does not exist."""
+        if name not in self.arms:
+            raise UserError(
+                f"arm '{name}' does not exist in preset '{self.name}': choose one of {', '.join(self.arms)}"
+            )
+        return self.arms[name]
+
+
+def load_preset(name: str, source: Source | None = None) -> Preset:
+    """Read and check ``presets/<name>.yaml``.
+
+    Parameters
+    ----------
+    name
+        Name of a file in ``presets/`` without its ending.
+    source
+        Replaces the file's ``source`` when given.
+
+    Raises
+    ------
+    UserError
+        The file is missing, is not YAML, or has an unknown or invalid key.
+    """
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise UserError(f"preset '{name}' does not exist ({path}): choose one of {known}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a mapping of keys to values")
+    content = {"name": name, **content}
+    if source:
+        content["source"] = source
+    try:
+        return Preset.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'; remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"key '{key}': {message}" if key else message
+
+
+def as_json(model: BaseModel) -> str:
+    """Stable JSON text of a settings object."""
+    return json.dumps(model.model_dump(mode="json"), sort_keys=True)
