@@ -78,6 +78,7 @@ class Decoder(_Strict):
 
     hidden: Count = 512
     heads: Count = 8
+    attention_layers: Count = 8
     neighbours: Count = 8
     dropout: Fraction = 0.1
     self_loop: bool = False
@@ -148,12 +149,12 @@ class Preset(_Strict):
     @property
     def folder(self) -> Path:
         """Everything this preset computes lies here; safe to delete."""
-        name = self.name if self.source == "simulated" else f"{self.name}-{self.source}"
-        return ROOT / "results" / name
+        return ROOT / "results" / self.name
 
     def outs(self, patient: str) -> Path:
         """Space Ranger folder of one patient."""
-        return self.folder / "sections" / patient / "outs"
+        parent = ROOT / "data" if self.source == "spaceranger" else self.folder
+        return parent / "sections" / patient / "outs"
 
     def store(self, patient: str) -> Path:
         """Patch store of one patient."""
@@ -199,7 +200,8 @@ def load_preset(name: str, source: Source | None = None) -> Preset:
     name
         Name of a file in ``presets/`` without its ending.
     source
-        Replaces the file's ``source`` when given.
+        Replaces the file's ``source`` when given, and is then added to the preset's name, so that
+        results of different sources never share a folder.
 
     Raises
     ------
@@ -217,8 +219,8 @@ def load_preset(name: str, source: Source | None = None) -> Preset:
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of keys to values")
     content = {"name": name, **content}
-    if source:
-        content["source"] = source
+    if source and source != content.get("source", "simulated"):
+        content |= {"name": f"{name}-{source}", "source": source}
     try:
         return Preset.model_validate(content)
     except ValidationError as error:

@@ -1,0 +1,165 @@
+"""Sphinx extension of the book: numbers of a run in prose, the source banner, local assets.
+
+Everything the book reads from a run lies in one folder (``sparsity_trap_executed``):
+``numbers.json`` for the role ``val``, ``run.json`` for the banner and the footer, and files that
+pages offer for download.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import importlib.util
+import json
+import math
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+logger = logging.getLogger(__name__)
+
+#: What the banner says, by source of the sections.
+SOURCES = {
+    "simulated": "Simulated sections",
+    "tissue-map": "Simulated counts and H&E on real cell-type maps",
+    "spaceranger": "Real sections",
+}
+
+#: The part of MathJax that pages with equations load: one script, its fonts, TeX extensions.
+MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions")
+
+_REMEDY = "run `make book`, which stages it"
+
+
+class Val(SphinxRole):
+    """``{val}`key``` or ``{val}`key:format```: one number of the run.
+
+    The format is a Python format specification (``.3f``, ``+.3f``, ``.0%``, ``,``). A null prints
+    as "undefined". An unknown key or a format that does not fit is a warning, so a build with
+    ``-W`` fails.
+    """
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        path = Path(self.env.srcdir, self.config.sparsity_trap_executed, "numbers.json")
+        self.env.note_dependency(str(path))
+        key, _, spec = self.text.partition(":")
+        try:
+            text = format_value(read_numbers(path)[key], spec)
+        except (FileNotFoundError, KeyError, ValueError) as error:
+            text = f"⟨{key}⟩"
+            problem = self._explain(error, key, spec, path)
+            logger.warning("val: %s", problem, location=self.get_location(), type="sparsity_trap")
+        return [nodes.inline(self.rawtext, text, classes=["val"])], []
+
+    def _explain(self, error: Exception, key: str, spec: str, path: Path) -> str:
+        if isinstance(error, FileNotFoundError):
+            return f"{path} is missing; {_REMEDY}"
+        if isinstance(error, KeyError):
+            near = difflib.get_close_matches(key, read_numbers(path), n=4, cutoff=0.4)
+            hint = f"near matches: {', '.join(near)}" if near else "no key is like it"
+            return f"unknown key '{key}' on page '{self.env.docname}'; {hint} ({path})"
+        return f"key '{key}' on page '{self.env.docname}' cannot be shown as '{spec}': {error}"
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """Read ``numbers.json``; read again only after it has changed."""
+    return _read_json(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_json(path: Path, _changed: int) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf8"))
+
+
+def format_value(value: float | int | str | None, spec: str) -> str:
+    """Text of one value, with a true minus sign; ``ValueError`` when the format does not fit."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "undefined"
+    text = format(value, spec)
+    return text if isinstance(value, str) else text.replace("-", "\N{MINUS SIGN}")
+
+
+class RunFiles(Directive):
+    """``{run-files} tables/*.csv``: a list of download links to files of the run, sorted."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        env = self.state.document.settings.env
+        folder = Path(env.srcdir, env.config.sparsity_trap_executed)
+        items = nodes.bullet_list(classes=["run-files"])
+        for path in sorted(folder.glob(self.arguments[0])):
+            target = "/" + path.relative_to(env.srcdir).as_posix()
+            link = addnodes.download_reference(
+                "", "", nodes.literal(text=path.name), reftarget=target, refdoc=env.docname
+            )
+            items += nodes.list_item("", nodes.paragraph("", "", link))
+        return [items] if len(items) else [nodes.paragraph(text="This run wrote no such file.")]
+
+
+def show_source(app: Sphinx, config: Config) -> None:
+    """Put the source of the sections into the banner and the footer of every page."""
+    path = Path(app.srcdir, config.sparsity_trap_executed, "run.json")
+    if not path.is_file():
+        logger.warning("%s is missing; %s", path, _REMEDY, type="sparsity_trap")
+        return
+    run = {key: html.escape(str(value)) for key, value in json.loads(path.read_text()).items()}
+    source = html.escape(SOURCES.get(run.get("source", ""), run.get("source", "Unknown source")))
+    preset = run.get("preset", "unknown")
+    config.html_theme_options["announcement"] = (
+        f'<span class="source source-{run.get("source")}">{source} · preset {preset}</span>'
+    )
+    parts = [
+        source,
+        f"preset {preset}",
+        f"commit {run.get('commit', 'not recorded')[:12]}",
+        run.get("hardware", "hardware not recorded"),
+    ]
+    config.html_theme_options["extra_footer"] = (
+        f'<p class="built-from">Built from: {" · ".join(parts)}</p>'
+    )
+
+
+def add_assets(app: Sphinx, error: Exception | None) -> None:
+    """Copy plotly.js and MathJax beside the pages: no page loads anything from another host.
+
+    They stay out of ``_static``, where Jupyter Book would load every script on every page.
+    """
+    if error or app.builder.format != "html":
+        return
+    assets = Path(app.outdir, "_assets")
+    mathjax = _package("sphinx-mathjax-offline") / "static" / "mathjax"
+    for part in MATHJAX_PARTS:
+        _copy(mathjax / part, assets / "mathjax" / part)
+    _copy(_package("plotly") / "package_data" / "plotly.min.js", assets / "plotly.min.js")
+
+
+def _package(name: str) -> Path:
+    return Path(importlib.util.find_spec(name).origin).parent
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, target)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the extension with Sphinx."""
+    app.add_config_value("sparsity_trap_executed", "book/executed", "env", types=[str])
+    app.add_role("val", Val())
+    app.add_directive("run-files", RunFiles)
+    app.connect("config-inited", show_source)
+    app.connect("build-finished", add_assets)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

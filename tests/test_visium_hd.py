@@ -1,0 +1,296 @@
+"""Space Ranger reading against scanpy, pandas and known maps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from spaceranger import DIHEDRAL, turned_grid, write_outs
+
+from sparsity_trap.config import UserError
+from sparsity_trap.visium_hd import (
+    Orientation,
+    fit_grid_to_pixels,
+    open_slide,
+    orientation_of,
+    read_region,
+)
+
+GENES = ["ACTB", "KRT8", "JCHAIN", "VIM", "MT-ND3"]
+MATRIX = "binned_outputs/square_002um/filtered_feature_bc_matrix.h5"
+POSITIONS = "binned_outputs/square_002um/spatial/tissue_positions.parquet"
+SCALES = "binned_outputs/square_002um/spatial/scalefactors_json.json"
+
+
+def random_counts(shape: tuple[int, ...], density: float = 0.2) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return rng.poisson(3, shape) * (rng.random(shape) < density)
+
+
+@pytest.fixture
+def outs(tmp_path: Path) -> Path:
+    return write_outs(tmp_path / "outs", random_counts((5, 6, 7), 0.5), GENES)
+
+
+@pytest.mark.parametrize("index_dtype", ["int32", "uint32", "int64"])
+@pytest.mark.parametrize("block", [50, 1000, 10_000_000])
+def test_counts_equal_scanpy(tmp_path, index_dtype, block):
+    import scanpy
+
+    in_tissue = np.random.default_rng(2).random((61, 83)) < 0.8
+    counts = random_counts((5, 61, 83)) * in_tissue
+    outs = write_outs(
+        tmp_path / "outs", counts, GENES, in_tissue=in_tissue, index_dtype=index_dtype
+    )
+    slide = open_slide(outs)
+    wanted = ["MT-ND3", "ACTB", "VIM"]
+    result = slide.counts(wanted, block=block)
+
+    peer = scanpy.read_10x_h5(outs / MATRIX)
+    place = peer.obs_names.str.extract(r"s_002um_(\d+)_(\d+)-1").astype(int).to_numpy()
+    expected = np.zeros((61, 83, 3))
+    expected[place[:, 0], place[:, 1]] = peer[:, wanted].X.toarray()
+    assert expected.sum() > 1000
+    assert np.array_equal(result.toarray(), expected.reshape(-1, 3))
+    assert result.dtype == np.uint16 and result.indices.dtype == np.int32
+    assert slide.array_shape == (61, 83) and slide.genes == tuple(GENES)
+
+
+def test_real_miniature(shared_data, tmp_path):
+    """The real file has text and integer types of its own, and not a single count."""
+    import scanpy
+
+    outs = shared_data / "visium_hd_002um_mini"
+    image = tmp_path / "he.tif"
+    tifffile.imwrite(image, np.zeros((8, 8, 3), np.uint8), photometric="rgb")
+    slide = open_slide(outs, image)
+    peer = scanpy.read_10x_h5(outs / MATRIX)
+    assert slide.genes == tuple(peer.var_names)
+    counts = slide.counts(["Sox17", "Xkr4"])
+    assert counts.shape == (slide.array_shape[0] * slide.array_shape[1], 2) and counts.nnz == 0
+    assert slide.microns_per_pixel == pytest.approx(0.2738242950835738)
+
+    table = pd.read_parquet(outs / POSITIONS)
+    positions = slide.positions()
+    assert positions.in_tissue.sum() == (table.in_tissue == 1).sum()
+    assert np.isfinite(positions.y).sum() == len(table)
+    found = positions.x[table.array_row, table.array_col]
+    np.testing.assert_allclose(found, table.pxl_col_in_fullres, atol=0.005)
+
+
+def test_positions_equal_pandas(tmp_path):
+    y, x, _ = turned_grid((61, 83), (False, True, False))
+    in_tissue = np.random.default_rng(2).random((61, 83)) < 0.5
+    outs = write_outs(
+        tmp_path / "outs", np.zeros((5, 61, 83), int), GENES, y=y, x=x, in_tissue=in_tissue
+    )
+    positions = open_slide(outs).positions()
+    assert np.array_equal(positions.in_tissue, in_tissue)
+    np.testing.assert_allclose(positions.y, y, atol=1e-3)
+    np.testing.assert_allclose(positions.x, x, atol=1e-3)
+
+
+def test_features_of_one_symbol_are_summed_and_antibodies_ignored(tmp_path):
+    counts = random_counts((3, 20, 30))
+    kinds = ["Gene Expression", "Gene Expression", "Antibody Capture"]
+    outs = write_outs(tmp_path / "outs", counts, ["CD74"] * 3, kinds=kinds)
+    result = open_slide(outs).counts(["CD74"]).toarray()[:, 0]
+    assert np.array_equal(result, counts[:2].sum(0).ravel())
+
+
+def test_memory_does_not_grow_with_other_genes(tmp_path):
+    """A million entries of genes nobody asked for pass through in blocks."""
+
+    def peak(others: int) -> int:
+        counts = np.ones((1 + others, 200, 200), np.uint8)
+        counts[0] = np.random.default_rng(3).random((200, 200)) < 0.05
+        genes = ["ACTB", *(f"G{i}" for i in range(others))]
+        slide = open_slide(write_outs(tmp_path / f"outs{others}", counts, genes))
+        tracemalloc.start()
+        result = slide.counts(["ACTB"], block=20_000)
+        traced = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert result.sum() == counts[0].sum()
+        return traced
+
+    peak(1)  # imports and caches
+    assert peak(24) < 1.1 * peak(2)
+
+
+def test_region_reads_only_the_tiles_it_needs(tmp_path, outs, monkeypatch):
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(0, 255, (1500, 2100, 3), np.uint8)
+    for layout in ({"tile": (256, 256), "compression": "zlib"}, {"rowsperstrip": 64}, {}):
+        path = tmp_path / "image.tif"
+        tifffile.imwrite(path, pixels, photometric="rgb", **layout)
+        with open_slide(outs, path).open_image() as image:
+            assert np.array_equal(
+                read_region(image, 300, 420, 1000, 1600), pixels[300:420, 1000:1600]
+            )
+            over = read_region(image, -10, 5, 2090, 2110)
+            assert np.array_equal(over[10:, :10], pixels[:5, 2090:])
+            assert (over[:10] == 255).all() and (over[:, 10:] == 255).all()
+            assert (read_region(image, 5000, 5003, 0, 4) == 255).all()
+    tifffile.imwrite(
+        path, pixels, photometric="rgb", tile=(256, 256), compression="zlib", bigtiff=True
+    )
+    read = []
+    original = tifffile.FileHandle.read
+    monkeypatch.setattr(
+        tifffile.FileHandle, "read", lambda self, *a: read.append(original(self, *a)) or read[-1]
+    )
+    with open_slide(outs, path).open_image() as image:
+        read.clear()
+        read_region(image, 300, 420, 300, 420)
+    assert sum(map(len, read)) < 2 * 256 * 256 * 3
+
+
+def test_pyramid_gives_full_resolution(tmp_path, outs):
+    pixels = np.random.default_rng(5).integers(0, 255, (600, 700, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "p.btf", bigtiff=True) as tiff:
+        options = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib"}
+        tiff.write(pixels, subifds=1, **options)
+        tiff.write(pixels[::2, ::2], subfiletype=1, **options)
+    with open_slide(outs, tmp_path / "p.btf").open_image() as image:
+        assert np.array_equal(read_region(image, 0, 600, 0, 700), pixels)
+
+
+@pytest.mark.parametrize("how", DIHEDRAL)
+def test_oriented_grid_runs_like_the_image(how):
+    y, x, _ = turned_grid((40, 56), how, degrees=3)
+    rows, cols = np.indices(y.shape)
+    fit = fit_grid_to_pixels(rows.ravel(), cols.ravel(), y.ravel(), x.ravel())
+    assert fit.max_px < 1e-6
+    np.testing.assert_allclose(fit(rows, cols), [y, x], atol=1e-6)
+    orientation = orientation_of(fit)
+    assert orientation == Orientation(*how)
+    turned_y, turned_x = orientation.apply(y), orientation.apply(x)
+    assert (np.diff(turned_y, axis=0) > 0).all() and (np.diff(turned_x, axis=1) > 0).all()
+    rows, cols = np.indices(turned_y.shape)
+    turned = fit_grid_to_pixels(rows.ravel(), cols.ravel(), turned_y.ravel(), turned_x.ravel())
+    assert np.linalg.det(turned.matrix[:, :2]) > 0  # never mirrored
+
+    window = slice(5, 17), slice(20, 31)
+    cut = orientation.apply(y[orientation.array_window(turned_y.shape, *window)])
+    assert np.array_equal(cut, turned_y[window])
+
+
+def test_real_positions(shared_data):
+    """Rows of the real section run up; one affine map misses by pixels, maps per patch do not."""
+    table = pd.read_parquet(shared_data / "crc_p2_016um_positions" / "tissue_positions.parquet")
+    columns = ["array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+    row, col, y, x = table[columns].to_numpy(float).T
+    section = fit_grid_to_pixels(row, col, y, x)
+    assert orientation_of(section) == Orientation(False, True, False)
+    scales = json.loads(
+        (shared_data / "crc_p2_016um_positions" / "scalefactors_json.json").read_text()
+    )
+    pixel_um = 16 / np.sqrt(abs(np.linalg.det(section.matrix[:, :2])))
+    assert pixel_um == pytest.approx(scales["microns_per_pixel"], rel=0.002)
+    # A patch of 128 bins at 2 µm is 16 bins of this table wide.
+    patch = [
+        fit_grid_to_pixels(*part[["array_row", "array_col"]].to_numpy(float).T,
+                           *part[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy().T)
+        for _, part in table.groupby([table.array_row // 16, table.array_col // 16])
+        if len(part) == 256
+    ]  # fmt: skip
+    assert len(patch) == 26 * 26
+    worst = max(fit.max_px for fit in patch)
+    assert section.max_px > 5 and worst < 0.05, (section.max_px, worst)
+
+
+def test_fit_needs_bins_that_span_the_plane():
+    line = np.arange(5.0)
+    with pytest.raises(UserError, match="single line"):
+        fit_grid_to_pixels(line, line * 0, line, line)
+    with pytest.raises(UserError, match="no bins"):
+        fit_grid_to_pixels(line, line, line * np.nan, line)
+
+
+@pytest.mark.parametrize("missing", [MATRIX, POSITIONS, SCALES, "tissue_image.tif"])
+def test_missing_file_is_named(outs, missing):
+    (outs / missing).unlink()
+    with pytest.raises(UserError, match=Path(missing).name):
+        open_slide(outs)
+
+
+def test_missing_folders_and_named_image(outs, tmp_path):
+    with pytest.raises(UserError, match="he.tif does not exist"):
+        open_slide(outs, tmp_path / "he.tif")
+    shutil.rmtree(outs / "binned_outputs")
+    with pytest.raises(UserError, match="binned_outputs"):
+        open_slide(outs)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        open_slide(tmp_path / "nowhere")
+
+
+def test_unknown_gene_is_named(outs):
+    with pytest.raises(UserError, match="filtered_feature_bc_matrix.h5 has no gene MUC12"):
+        open_slide(outs).counts(["ACTB", "MUC12"])
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [(-2, "int32", "-2 is not a count"), (0.5, "float32", "0.5 is not"), (70000, "int32", "65535")],
+)
+def test_values_that_are_no_counts(tmp_path, value, dtype, message):
+    counts = np.zeros((5, 4, 4))
+    counts[1, 2, 3] = value
+    slide = open_slide(write_outs(tmp_path / "outs", counts, GENES, data_dtype=dtype))
+    assert slide.counts(["ACTB"]).nnz == 0
+    with pytest.raises(UserError, match=message):
+        slide.counts(["KRT8"])
+
+
+def test_wrong_bin_size(tmp_path):
+    counts = np.ones((5, 4, 4), int)
+    outs = write_outs(tmp_path / "a", counts, GENES, bin_um=8.0)
+    with pytest.raises(UserError, match="bin_size_um is 8.0"):
+        open_slide(outs)
+    slide = open_slide(write_outs(tmp_path / "b", counts, GENES, prefix="s_008um"))
+    with pytest.raises(UserError, match="s_008um_.*not that of a 2 µm bin"):
+        slide.counts(["ACTB"])
+
+
+def test_files_of_different_sections(outs):
+    path = outs / POSITIONS
+    table = pd.read_parquet(path)
+    table[table.array_row < 3].to_parquet(path)
+    with pytest.raises(UserError, match="outside the grid of 3 x 7 bins"):
+        open_slide(outs).counts(["ACTB"])
+
+
+def test_damaged_files(outs):
+    with h5py.File(outs / MATRIX, "a") as file:
+        del file["matrix/indices"]
+    with pytest.raises(UserError, match="not a whole Space Ranger matrix.*copy it again"):
+        open_slide(outs).counts(["ACTB"])
+    (outs / MATRIX).write_bytes(b"no HDF5")
+    with pytest.raises(UserError, match="not a whole Space Ranger matrix"):
+        open_slide(outs)
+    (outs / "tissue_image.tif").write_bytes(b"no TIFF")
+    (outs / POSITIONS).write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="h5|parquet"):
+        open_slide(outs)
+
+
+def test_image_that_is_not_8_bit_rgb(outs, tmp_path):
+    tifffile.imwrite(tmp_path / "grey.tif", np.zeros((9, 9), np.uint16))
+    with (
+        pytest.raises(UserError, match="grey.tif has shape .*8-bit RGB"),
+        open_slide(outs, tmp_path / "grey.tif").open_image(),
+    ):
+        pass
+    (tmp_path / "he.tif").write_bytes(b"no TIFF")
+    with (
+        pytest.raises(UserError, match="not a TIFF image"),
+        open_slide(outs, tmp_path / "he.tif").open_image(),
+    ):
+        pass

@@ -1,0 +1,91 @@
+"""Execute one notebook script with papermill: jupytext script in, executed .ipynb out.
+
+    python workflow/execute.py notebooks/02_train.py out.ipynb preset=smoke arm=E
+
+The output appears only when the whole notebook ran. A problem the user can mend ends in one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from sparsity_trap.config import UserError
+from sparsity_trap.files import building
+
+
+def parse(pairs: list[str], allowed: dict) -> dict:
+    """Read ``name=value`` pairs; refuse names the notebook does not declare."""
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"parameter '{pair}' has no value: write {pair}=VALUE")
+        if name not in allowed:
+            raise UserError(f"parameter '{name}' does not exist: choose from {', '.join(allowed)}")
+        values[name] = yaml.safe_load(value) if value else ""
+    return values
+
+
+def execute(script: Path, output: Path, pairs: list[str]) -> None:
+    """Run ``script`` and write the executed notebook to ``output``."""
+    if not script.is_file():
+        raise UserError(f"notebook {script} does not exist")
+    notebook = jupytext.read(script)
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    with tempfile.TemporaryDirectory() as folder, building(output) as partial:
+        source = Path(folder) / f"{script.stem}.ipynb"
+        nbformat.write(notebook, source)
+        declared = papermill.inspect_notebook(str(source))
+        try:
+            parameters = parse(pairs, declared)
+        except UserError as error:
+            raise UserError(f"{script}: {error}") from None
+        executed = Path(folder) / "executed.ipynb"
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(executed),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(script.resolve().parent),
+            )
+        except PapermillExecutionError as error:
+            if error.ename == "UserError":
+                raise UserError(error.evalue) from None
+            raise
+        shutil.copyfile(executed, partial)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("script", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    try:
+        execute(arguments.script, arguments.output, arguments.parameters)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
