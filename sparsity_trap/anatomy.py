@@ -84,7 +84,7 @@ NUCLEUS: dict[Kind, tuple[float, float, float]] = {
     Kind.FIBROBLAST: (14.0, 3.2, 0.20),
     Kind.CAF: (16.0, 4.8, 0.20),
     Kind.SMOOTH_MUSCLE: (19.0, 3.2, 0.20),
-    Kind.ENDOTHELIAL: (11.0, 2.8, 0.15),
+    Kind.ENDOTHELIAL: (9.5, 2.3, 0.15),
     Kind.ADIPOCYTE: (8.0, 2.4, 0.15),
     Kind.GLIA: (11.0, 3.6, 0.20),
 }
@@ -152,7 +152,7 @@ class Anatomy:
         float32 [n, n], direction of fibres in stroma and of the cell axis in epithelium, radians.
     cells
         One row per cell: ``x, y`` (nucleus centre, µm), ``kind`` (`Kind`), ``major, minor``
-        (nucleus axes, µm), ``angle`` (of the long axis), ``apical_x, apical_y`` (µm from the
+        (nucleus axes, µm; 0 where the section misses it), ``angle`` (of the long axis), ``apical_x, apical_y`` (µm from the
         nucleus to the far end of the cell body; 0 for cells without polarity).
     bodies
         One row per body without nucleus: ``x, y, major, minor, angle, body`` (`Body`).
@@ -212,7 +212,7 @@ class _Draft:
             return
         kinds = np.broadcast_to(kinds, len(xy))
         size = np.array([NUCLEUS[k] for k in Kind])[kinds]
-        scale = np.exp(size[:, 2:] * self.rng.standard_normal((len(xy), 2)))
+        scale = np.exp(size[:, 2:] * self.rng.standard_normal((len(xy), 2)).clip(-2, 2))
         axes = size[:, :2] * scale
         apical = np.zeros((len(xy), 2)) if apical is None else apical
         columns = [xy, kinds[:, None], axes, np.broadcast_to(angle, len(xy))[:, None], apical]
@@ -228,7 +228,8 @@ class _Draft:
         names = ["x", "y", "kind", "major", "minor", "angle", "apical_x", "apical_y"]
         cells = pd.DataFrame(np.concatenate(self.cells or [np.empty((0, 8))]), columns=names)
         bodies = pd.DataFrame(
-            np.concatenate(self.bodies or [np.empty((0, 6))]), columns=names[:2] + names[3:6] + ["body"]
+            np.concatenate(self.bodies or [np.empty((0, 6))]),
+            columns=names[:2] + names[3:6] + ["body"],
         )
         side = self.region.shape[0] * STEP_UM
         cells = cells[cells.x.between(0, side) & cells.y.between(0, side)]
@@ -274,46 +275,49 @@ def grow_section(patient: str, side_um: float, rng: np.random.Generator) -> Anat
     edge = np.quantile(invasion[::4, ::4][inside[::4, ::4]], 1 - share["tumour"])
     region[inside & (invasion > edge)] = Region.DESMOPLASIA
 
-    # Fibres run along the layers; collagen is wavier than muscle.
-    down, right = np.gradient(ndimage.gaussian_filter(depth, 12)[::4, ::4])
-    across = ndimage.zoom(np.stack([down, right]), (1, 4, 4), order=1)[:, :n, :n]
-    across = np.pad(across, ((0, 0), (0, n - across.shape[1]), (0, n - across.shape[2])), "edge")
-    normal = np.arctan2(across[0], across[1]).astype(np.float32)
+    # Fibres run along the layers; collagen is wavier than muscle. Directions are averaged as
+    # doubled angles, in which opposite gradients agree, so that layers keep parallel bundles.
+    down, right = np.gradient(ndimage.gaussian_filter(depth, 8)[::4, ::4])
+    double = np.stack([2 * down * right, right**2 - down**2])
+    double = ndimage.gaussian_filter(double, (0, 10, 10))
+    double = ndimage.zoom(double, (1, 4, 4), order=1)[:, :n, :n]
+    double = np.pad(double, ((0, 0), (0, n - double.shape[1]), (0, n - double.shape[2])), "edge")
+    normal = np.arctan2(double[0], double[1]).astype(np.float32) / 2
     wave = smooth_field(rng, (n, n), 16)
     axis = normal + np.float32(np.pi / 2)
     axis += wave * np.where(region == Region.MUSCLE, 0.12, 0.55).astype(np.float32)
 
     draft = _Draft(rng, region, axis, smooth_field(rng, (n, n), 7))
     _surface_epithelium(draft)
-    carcinoma = inside & (invasion > edge + 0.04)
+    carcinoma = inside & (invasion > edge + 0.10)
     normal_mucosa = (layer == 3) & (region == Region.LAMINA_PROPRIA)
     base = np.clip((cuts[3] - depth) / (cuts[3] - cuts[2]), 0, 1)
-    _fill(draft, carcinoma, [(5, _tumour_gland, s) for s in (1.7, 1.2, 0.9, 0.65, 0.45)])
-    _fill(
-        draft,
-        normal_mucosa,
-        [
-            (4, lambda d, x, y, s: _crypt(d, x, y, s, normal, base), s)
-            for s in (1.15, 1.0, 0.85, 0.7)
-        ],
-    )
+
+    def crypt(draft: _Draft, x: int, y: int, size: float) -> None:
+        _crypt(draft, x, y, size, normal, base)
+
+    _fill(draft, carcinoma, _tumour_gland, 8, (1.8, 1.3, 0.95, 0.7, 0.5))
+    _fill(draft, normal_mucosa, crypt, 10, (1.15, 1.0, 0.85, 0.7))
     _lymphoid(draft)
     _vessels(draft)
     _scatter_stroma(draft)
     return draft.finish()
 
 
-def _fill(draft: _Draft, zone: np.ndarray, rounds: list[tuple[float, Callable, float]]) -> None:
-    """Throw glands at ``zone`` until it is crowded: the large ones first, small ones between."""
+def _fill(draft: _Draft, zone: np.ndarray, make: Callable, tries: float, sizes: tuple) -> None:
+    """Throw glands at ``zone`` until it is crowded: the large ones first, small ones between.
+
+    ``tries`` is the number of attempts per area of one gland, for each of ``sizes``.
+    """
     zone_y, zone_x = np.nonzero(zone[::2, ::2])
     if len(zone_y) == 0:
         return
     last = draft.region.shape[0] - 1
     free = (Region.LAMINA_PROPRIA, Region.DESMOPLASIA)
-    compass = np.array([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0], [0.7, 0.7], [-0.7, -0.7]])
-    for per_crowd, make, size in rounds:
-        tries = int(np.ceil(per_crowd * 4 * len(zone_y) / (2500 * size**2)))
-        ys = 2 * zone_y[picks := draft.rng.integers(len(zone_y), size=tries)]
+    compass = 0.6 * np.array([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0]])
+    for size in sizes:
+        attempts = int(np.ceil(tries * 4 * len(zone_y) / (2500 * size**2)))
+        ys = 2 * zone_y[picks := draft.rng.integers(len(zone_y), size=attempts)]
         xs = 2 * zone_x[picks]
         for x, y in zip(xs.tolist(), ys.tolist(), strict=True):
             # A glance at the surroundings spares most of the costly attempts.
@@ -363,6 +367,31 @@ def _unit(angle) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
 
+def _fit(
+    draft: _Draft, box, shape: Callable, gap: float, host: Region, free: float
+) -> np.ndarray | None:
+    """Mould a gland to its neighbours, or refuse it where they leave too little room.
+
+    ``shape(k)`` gives the height above the outline at every k-th row and column; the result is
+    that height lowered to keep ``gap`` from everything but the host region.
+    """
+    # A third of the rows and columns refuses most candidates at a ninth of the cost.
+    height, here = shape(3), draft.region[box][::3, ::3]
+    inside = height > 0
+    if np.count_nonzero(inside) < 40 or (here[inside] == host).mean() < free:
+        return None
+    height, here = shape(1), draft.region[box]
+    before = np.count_nonzero(height > 0)
+    if (here[height > -gap] != host).any():
+        room = ndimage.distance_transform_edt(here == host).astype(np.float32)
+        height = np.minimum(height, room - gap)
+        parts, count = ndimage.label(height > 0)
+        if count > 1:  # keep the largest of the pieces
+            largest = np.bincount(parts.ravel())[1:].argmax() + 1
+            height = np.where((parts == largest) | (height <= 0), height, -1)
+    return height if np.count_nonzero(height > 0) > max(350, free * before) else None
+
+
 def _crypt(draft: _Draft, x, y, size, normal, base) -> None:
     """Place a crypt: basal nuclei, goblet mucin towards a small lumen; cut across or along."""
     rng = draft.rng
@@ -371,13 +400,20 @@ def _crypt(draft: _Draft, x, y, size, normal, base) -> None:
     half = rng.uniform(40, 95) if lengthwise else rng.uniform(0, 0.5) * radius
     angle = normal[y, x] + rng.normal(0, 0.15) if lengthwise else rng.uniform(0, np.pi)
     box, gx, gy = _window(draft, x, y, radius + half + 8)
-    height = radius - _to_capsule(gx, gy, x, y, half, angle) + 1.8 * draft.wobble[box]
+
+    def shape(every: int) -> np.ndarray:
+        sparse = slice(None, None, every), slice(None, None, every)
+        away = _to_capsule(gx[sparse], gy[sparse], x, y, half, angle)
+        return radius - away + 1.8 * draft.wobble[box][sparse]
+
+    height = _fit(draft, box, shape, rng.uniform(5, 9), Region.LAMINA_PROPRIA, 0.85)
+    if height is None:
+        return
     inside = height > 0
     here = draft.region[box]
-    if (here[height > -7] != Region.LAMINA_PROPRIA).any() or inside.sum() < 900:
-        return
     at_base = float(base[y, x])
-    thickness = radius - rng.uniform(3, 9) - (0 if rng.random() < 0.7 else 6)
+    slit = rng.uniform(3, 9) + (0 if rng.random() < 0.7 else 6)
+    thickness = max(14.0, float(height.max()) - slit)
     here[inside] = Region.EPITHELIUM
     here[height > thickness] = Region.LUMEN
     down, right = np.gradient(height)
@@ -416,34 +452,39 @@ def _tumour_gland(draft: _Draft, x, y, size) -> None:
     for _ in range(lobes - 1):
         centres.append(np.array(centres[-1]) + _unit(rng.uniform(0, 2 * np.pi)) * 45 * size)
     radii = rng.uniform(34, 52, lobes) * size
-    reach = 45 * size * (lobes - 1) + radii.max() + 10
+    halves, angles = rng.uniform(0, 0.7, lobes) * radii, rng.uniform(0, np.pi, lobes)
+    reach = 45 * size * (lobes - 1) + (radii + halves).max() + 6 + 8 * size
     box, gx, gy = _window(draft, x, y, reach)
-    height = np.full(gx.shape, -np.inf, np.float32)
-    for (cx, cy), radius in zip(centres, radii, strict=True):
-        half, angle = rng.uniform(0, 0.7) * radius, rng.uniform(0, np.pi)
-        height = np.maximum(height, radius - _to_capsule(gx, gy, cx, cy, half, angle))
-    height = height + (2 + 4 * size) * draft.wobble[box]
+
+    def shape(every: int) -> np.ndarray:
+        sparse = slice(None, None, every), slice(None, None, every)
+        parts = [
+            radius - _to_capsule(gx[sparse], gy[sparse], *centre, half, angle)
+            for centre, radius, half, angle in zip(centres, radii, halves, angles, strict=True)
+        ]
+        return np.maximum.reduce(parts) + (2 + 4 * size) * draft.wobble[box][sparse]
+
+    height = _fit(draft, box, shape, rng.uniform(4, 12), Region.DESMOPLASIA, 0.65)
+    if height is None:
+        return
     inside = height > 0
     here = draft.region[box]
-    gap = rng.uniform(5, 12)
-    if (here[height > -gap] != Region.DESMOPLASIA).any() or inside.sum() < 350:
-        return
     here[inside] = Region.TUMOUR
     down, right = np.gradient(ndimage.gaussian_filter(height, 2))
     draft.axis[box][inside] = np.arctan2(down, right)[inside]
-    thickness = rng.uniform(24, 36)
-    cribriform = height.max() > 42 and rng.random() < 0.4
+    thickness = rng.uniform(26, 40)
+    cribriform = height.max() > 42 and rng.random() < 0.22
     if cribriform:
         _cribriform(draft, box, height, gx, gy)
         return
     lumen = height > thickness
     here[lumen] = Region.LUMEN
     tall = min(thickness, float(height.max()))
-    levels = [lv for lv in np.arange(5.0, tall - 5, 7.5)][:4]
+    levels = np.arange(6.5, max(7.0, 0.68 * tall), 8.0)[:3]
     for k, level in enumerate(levels):
-        xy, inward = _ring(draft, box, height, level, 6.2 + 1.4 * k)
+        xy, inward = _ring(draft, box, height, level, 7.2 + 1.8 * k)
         angle = inward + rng.normal(0, 0.18, len(xy))
-        xy = xy + _unit(inward) * rng.uniform(-2.5, 2.5, (len(xy), 1))
+        xy = xy + _unit(inward) * rng.uniform(-1.5, 3.5, (len(xy), 1))
         draft.add_cells(xy, Kind.TUMOUR, angle, _unit(inward) * max(4.0, tall - level - 4) * 0.7)
     if lumen.sum() > 700 and rng.random() < 0.45:
         _dirty_lumen(draft, box, height - thickness)
@@ -466,7 +507,7 @@ def _cribriform(draft: _Draft, box, height, gx, gy) -> None:
         xy, away = _ring(draft, box, np.maximum(surface, -50), level, 6.8)
         draft.add_cells(xy, Kind.TUMOUR, away + rng.normal(0, 0.25, len(xy)))
     between = np.minimum(height, -holes) - 11
-    xy = _lattice(rng, box, 8.0)
+    xy = _lattice(rng, box, 10.2)
     i, j = (xy[:, 1] - box[0].start).astype(int), (xy[:, 0] - box[1].start).astype(int)
     xy = xy[between[i, j] > 0]
     draft.add_cells(xy, Kind.TUMOUR, rng.uniform(0, np.pi, len(xy)))
@@ -494,9 +535,8 @@ def _surface_epithelium(draft: _Draft) -> None:
     height = ndimage.gaussian_filter(height, 2)
     band = (height < 24) & (region == Region.LAMINA_PROPRIA)
     region[band] = Region.EPITHELIUM
-    everything = (slice(0, n), slice(0, n))
     for row in range(0, n, 512):  # contours tile by tile keep the gradient arrays small
-        box = (slice(row, min(n, row + 512)), everything[1])
+        box = slice(row, min(n, row + 512)), slice(0, n)
         down, right = np.gradient(height[box])
         inward = np.arctan2(down, right)
         draft.axis[box][band[box]] = inward[band[box]]
@@ -541,9 +581,11 @@ def _vessels(draft: _Draft) -> None:
     rng, region = draft.rng, draft.region
     homes = (Region.SUBMUCOSA, Region.DESMOPLASIA, Region.LAMINA_PROPRIA)
     rows, cols = np.nonzero(np.isin(region[::4, ::4], homes[:2]))
-    for pick in rng.integers(max(1, len(rows)), size=round(region.size / 9000) if len(rows) else 0):
+    attempts = round(region.size / 13000) if len(rows) else 0
+    for pick in rng.integers(max(1, len(rows)), size=attempts):
         x, y = 4 * int(cols[pick]), 4 * int(rows[pick])
-        radius, half = rng.uniform(5, 13), rng.uniform(0, 18)
+        radius = rng.uniform(5, 14)
+        half = rng.uniform(0, 0.9) * radius
         box, gx, gy = _window(draft, x, y, radius + half + 12)
         height = radius - _to_capsule(gx, gy, x, y, half, draft.axis[y, x]) + draft.wobble[box]
         here = draft.region[box]
@@ -551,10 +593,10 @@ def _vessels(draft: _Draft) -> None:
             continue
         here[height > -4] = Region.VESSEL_WALL
         here[height > 0] = Region.VESSEL
-        xy, inward = _ring(draft, box, height, -0.5, 13)
+        xy, inward = _ring(draft, box, height, -1.0, 19)
         draft.add_cells(xy, Kind.ENDOTHELIAL, inward + np.pi / 2)
-        if radius > 8:
-            xy, inward = _ring(draft, box, height, -4, 17)
+        if radius > 11:
+            xy, inward = _ring(draft, box, height, -4, 36)
             draft.add_cells(xy, Kind.SMOOTH_MUSCLE, inward + np.pi / 2)
         xy = _lattice(rng, box, 6.0)
         i, j = (xy[:, 1] - box[0].start).astype(int), (xy[:, 0] - box[1].start).astype(int)
@@ -586,7 +628,9 @@ def _scatter_stroma(draft: _Draft) -> None:
     # Inflammation comes in clusters, not evenly.
     patchy = np.exp(0.45 * smooth_field(rng, (n, n), 22)[i, j])
     for name, (density, mix) in _STROMA.items():
-        here = (region == name) & (rng.random(len(xy)) * crowd < density * patchy)
+        even = name in (Region.LYMPHOID, Region.MUSCLE)
+        wanted = density if even else density * patchy
+        here = (region == name) & (rng.random(len(xy)) * crowd < wanted)
         kinds = rng.choice([int(k) for k in mix], here.sum(), p=_normalised(mix.values()))
         spindle = np.isin(kinds, [int(k) for k in _SPINDLE])
         free = rng.uniform(0, np.pi, here.sum())
@@ -620,6 +664,12 @@ _HOME: dict[Kind, Region] = {
     Kind.ADIPOCYTE: Region.FAT,
     Kind.GLIA: Region.MUSCLE,
 }
+
+
+#: Share of labelled 8 µm bins whose cell is cut through its nucleus; the rest is cytoplasm.
+_NUCLEATED = np.array(
+    [0.6, 0.5, 0.7, 0.6, 0.5, 0.5, 0.55, 0.8, 0.4, 0.5, 0.5, 0.2, 0.22, 0.2, 0.25, 0.04, 0.25]
+)
 
 
 def section_from_kinds(kinds: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> Anatomy:
@@ -672,13 +722,14 @@ def section_from_kinds(kinds: np.ndarray, bins: np.ndarray, rng: np.random.Gener
     whole = size > 32  # bins cut by the image border are left out
     xy, of_bin = xy[whole], of_bin[whole]
     i, j = xy[:, 1].astype(int), xy[:, 0].astype(int)
-    xy = xy + rng.uniform(-1.6, 1.6, xy.shape)
+    xy = xy + rng.uniform(-3.2, 3.2, xy.shape)
     spindle = np.isin(of_bin, [int(k) for k in _SPINDLE])
     columnar = of_bin <= Kind.TUMOUR
     angle = np.where(spindle | columnar, axis[i, j], rng.uniform(0, np.pi, len(xy)))
     angle = angle + rng.normal(0, 0.2, len(xy))
     reach = np.where(columnar, 5.0, np.where(spindle, 6.0, 0.0))[:, None]
     draft.add_cells(xy, of_bin, angle, reach * _unit(angle))
+    draft.cells[-1][rng.random(len(xy)) > _NUCLEATED[of_bin], 3:5] = 0
     goblet = of_bin == Kind.GOBLET
     axes = rng.uniform([8, 6], [11, 7.5], (goblet.sum(), 2))
     draft.add_bodies(

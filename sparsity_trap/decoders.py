@@ -119,6 +119,9 @@ class Hist2ST(nn.Module):
         self.register_buffer("neighbours", neighbours, persistent=False)
         self.graph = nn.ModuleList(GraphSAGE(width) for _ in range(4))
         self.jump = nn.LSTM(width, width, num_layers=2)
+        # GraphSAGE outputs have unit norm over all channels, so the LSTM sees and returns values
+        # near zero; without this the head learns little in the first hundred steps.
+        self.norm = nn.LayerNorm(width)
         stages: list[nn.Module] = [nn.Dropout2d(settings.dropout)]
         for _ in range(int(math.log2(BINS_PER_TOKEN))):
             narrower = max(width // 2, 16)
@@ -143,7 +146,7 @@ class Hist2ST(nn.Module):
             x = layer(x, self.neighbours)
             layers.append(x)
         sequence = torch.stack(layers).flatten(1, 2)  # [4, b * 256, d]: layers are the time axis
-        x = self.jump(sequence)[0].mean(dim=0)
+        x = self.norm(self.jump(sequence)[0].mean(dim=0))
         x = x.unflatten(0, (-1, TOKEN_GRID, TOKEN_GRID)).permute(0, 3, 1, 2)
         return self.head(self.upsample(x))
 

@@ -22,7 +22,7 @@ _GROUND: dict[Region, tuple[float, float, float]] = {
     Region.BACKGROUND: (0.0, 0.0, 0.0),
     Region.LUMEN: (0.03, 0.03, 0.0),
     Region.EPITHELIUM: (0.26, 0.46, 0.16),
-    Region.TUMOUR: (0.36, 0.46, 0.16),
+    Region.TUMOUR: (0.30, 0.52, 0.18),
     Region.LAMINA_PROPRIA: (0.14, 0.40, 0.30),
     Region.SUBMUCOSA: (0.06, 0.38, 0.50),
     Region.DESMOPLASIA: (0.12, 0.52, 0.38),
@@ -39,7 +39,7 @@ _CHROMATIN: dict[Kind, tuple[float, float, float, float, float]] = {
     Kind.ABSORPTIVE: (0.85, 0.30, 0.30, 0.15, 0.03),
     Kind.GOBLET: (1.05, 0.25, 0.20, 0.0, 0.05),
     Kind.CRYPT_BASE: (1.00, 0.35, 0.25, 0.20, 0.03),
-    Kind.TUMOUR: (0.92, 0.45, 0.35, 0.55, 0.09),
+    Kind.TUMOUR: (0.74, 0.42, 0.35, 0.55, 0.08),
     Kind.PLASMA_IGA: (1.15, 0.55, 0.25, 0.0, 0.03),
     Kind.PLASMA_IGG: (1.15, 0.55, 0.25, 0.0, 0.03),
     Kind.T_CELL: (1.40, 0.30, 0.10, 0.0, 0.05),
@@ -93,7 +93,7 @@ class Stain:
 
 def draw_stain(rng: np.random.Generator) -> Stain:
     """Draw the stain of one patient around usual laboratory practice."""
-    haematoxylin = np.array([0.66, 0.72, 0.29]) * np.exp(0.06 * rng.standard_normal(3))
+    haematoxylin = np.array([0.59, 0.75, 0.30]) * np.exp(0.06 * rng.standard_normal(3))
     eosin = np.array([0.09, 0.80, 0.36]) * np.exp([0.25, 0.05, 0.12] * rng.standard_normal(3))
     return Stain(
         haematoxylin=haematoxylin * 0.95 * np.exp(0.10 * rng.standard_normal()),
@@ -104,9 +104,7 @@ def draw_stain(rng: np.random.Generator) -> Stain:
     )
 
 
-def render(
-    anatomy: Anatomy, stain: Stain, pixel_um: float, rng: np.random.Generator
-) -> np.ndarray:
+def render(anatomy: Anatomy, stain: Stain, pixel_um: float, rng: np.random.Generator) -> np.ndarray:
     """Paint a section.
 
     Parameters
@@ -256,6 +254,8 @@ class _Canvas:
             hof = 0.55 * np.exp(-((u + 0.05) ** 2 + v**2) / 0.10) if "PLASMA" in kind.name else 0.0
             self.h[box] += inside * (ch * (1 - hof) - self.h[box])
             self.e[box] += inside * (ce * (1 - 0.6 * hof) - self.e[box])
+        if major == 0:
+            return
         dark, contrast, membrane, nucleolus, rough = _CHROMATIN[kind]
         box, u, v = self._stamp(x, y, major, minor, angle)
         radius = np.hypot(u, v)
@@ -268,7 +268,7 @@ class _Canvas:
             )
         deep = (1 - radius) * minor / 2
         inside = _soft(deep)
-        i, j = (int(p * 430) for p in look[:2])
+        i, j = (int(p * (512 - s)) for p, s in zip(look, radius.shape, strict=False))
         grain = self.grain[i : i + radius.shape[0], j : j + radius.shape[1]]
         level = dark * (0.8 + 0.4 * look[2])
         ink = level * (1 + contrast * 0.55 * grain) + membrane * np.exp(-((deep / 0.65) ** 2))
@@ -277,7 +277,7 @@ class _Canvas:
             spot += (v - 0.35 * (look[1] - 0.5)) ** 2 * minor**2
             ink += nucleolus * np.exp(-spot / 4 / 0.8)
         self.h[box] += inside * (np.maximum(ink, 0.25 * level) - 0.85 * self.h[box])
-        self.e[box] *= 1 - 0.55 * inside
+        self.e[box] *= 1 - 0.40 * inside
 
     def develop(self, stain: Stain, thickness: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Turn the stain on the tile, without its padding, into light: uint8 [h, w, 3]."""

@@ -1,22 +1,21 @@
 """Patches of one section as zarr: H&E images, counts and tissue mask on one grid.
 
-The stored grid is the array grid turned until rows run down and columns run right in the H&E. Patches
-are 128 x 128 bins (256 µm) at 2 µm, images 224 x 224 pixels over the same square.
+The stored grid is the array grid turned until rows run down and columns run right in the H&E.
+Patches are 128 x 128 bins (256 µm) at 2 µm, images 224 x 224 pixels over the same square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from scipy import ndimage
-from tqdm.auto import tqdm
 
 from sparsity_trap.config import Patches, Source, UserError
 from sparsity_trap.files import building
+from sparsity_trap.progress import track
 from sparsity_trap.visium_hd import (
     GridFit,
     Orientation,
@@ -26,6 +25,9 @@ from sparsity_trap.visium_hd import (
     orientation_of,
     read_region,
 )
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 PATCH_BINS = 128
 PATCH_PIXELS = 224
@@ -102,8 +104,8 @@ def write_store(
     """Cut a section into patches and write them.
 
     Patches do not overlap; those cut off by the edge of the grid, or with less tissue than
-    ``settings.min_tissue``, are left out. Where ``outs/truth.zarr`` exists (simulated sections), the
-    true rates are stored beside the counts.
+    ``settings.min_tissue``, are left out. Where ``outs/truth.zarr`` exists (simulated sections),
+    the true rates are stored beside the counts.
 
     Parameters
     ----------
@@ -193,7 +195,7 @@ def _write(
     patch_fits = []
     with slide.open_image() as image:
         _check_image(image.shape, positions, section, slide)
-        for row in tqdm(range(0, shape[0], PATCH_BINS), desc=f"{patient}: rows of patches"):
+        for row in track(range(0, shape[0], PATCH_BINS), f"patches of {patient}", "row"):
             strip = _truth_strip(rates, orientation, shape, row) if rates else None
             for col in range(0, shape[1], PATCH_BINS):
                 fit = _patch_fit(positions, row, col) or section
@@ -288,10 +290,12 @@ def _resample(
 ) -> np.ndarray:
     """H&E of one block of the grid, uint8 ``[height, width, 3]``, 224 pixels per 128 bins.
 
-    Pixel p of the result lies at bin coordinate ``row + (p + 0.5) * 128 / 224 - 0.5``, so that pixels
-    and bins share the edges of the block. Blocks at the end of the grid are smaller, in whole
-    overview pixels.
+    Pixel p of the result lies at bin coordinate ``row + (p + 0.5) * 128 / 224 - 0.5``, so that
+    pixels and bins share the edges of the block. Blocks at the end of the grid are smaller, in
+    whole overview pixels.
     """
+    from scipy import ndimage
+
     height, width = (
         min(PATCH_BINS, n - first) // OVERVIEW_BINS * OVERVIEW_PIXELS
         for n, first in zip(shape, (row, col), strict=True)
@@ -338,7 +342,7 @@ def _coarsen_picture(picture: np.ndarray) -> np.ndarray:
 
 
 def _dense(
-    counts: Any,
+    counts: sp.csr_array,
     orientation: Orientation,
     array_shape: tuple[int, int],
     shape: tuple[int, int],

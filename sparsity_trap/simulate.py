@@ -35,23 +35,19 @@ from .histology import draw_stain, render
 BIN_UM = 2.0
 LABEL_UM = 8.0
 
-#: Ensembl identifiers in panel order.
-_ENSEMBL = dict(
-    zip(
-        PANEL,
-        (
-            "00000198899 00000198886 00000198938 00000198712 00000198727 00000198840 00000212907 "
-            "00000198763 00000198888 00000198786 00000162896 00000148346 00000205277 00000275395 "
-            "00000105388 00000119888 00000233041 00000127324 00000170421 00000102837 00000086548 "
-            "00000272398 00000026025 00000168542 00000175084 00000149591 00000108821 00000164692 "
-            "00000211592 00000211896 00000132465 00000019582 00000211895 00000211899 00000205542 "
-            "00000034510 00000075624 00000167996 00000166710 00000104904 00000087086 00000254772 "
-            "00000172757 00000109971 00000197956 00000101439 00000197747 00000131981 00000108639 "
-            "00000100994"
-        ).split(),
-        strict=True,
-    )
-)
+#: Ensembl gene numbers ("ENSG" and eleven digits) of the panel.
+_ENSEMBL: dict[str, int] = {
+    "MT-ATP6": 198899, "MT-ND4": 198886, "MT-CO3": 198938, "MT-CO2": 198712, "MT-CYB": 198727,
+    "MT-ND3": 198840, "MT-ND4L": 212907, "MT-ND2": 198763, "MT-ND1": 198888, "MT-ND5": 198786,
+    "PIGR": 162896, "LCN2": 148346, "MUC12": 205277, "FCGBP": 275395, "CEACAM5": 105388,
+    "EPCAM": 119888, "PHGR1": 233041, "TSPAN8": 127324, "KRT8": 170421, "OLFM4": 102837,
+    "CEACAM6": 86548, "CD24": 272398, "VIM": 26025, "COL3A1": 168542, "DES": 175084,
+    "TAGLN": 149591, "COL1A1": 108821, "COL1A2": 164692, "IGKC": 211592, "IGHG1": 211896,
+    "JCHAIN": 132465, "CD74": 19582, "IGHA1": 211895, "IGHM": 211899, "TMSB4X": 205542,
+    "TMSB10": 34510, "ACTB": 75624, "FTH1": 167996, "B2M": 166710, "OAZ1": 104904,
+    "FTL": 87086, "EEF1G": 254772, "CFL1": 172757, "HSPA8": 109971, "S100A6": 197956,
+    "CST3": 101439, "S100A10": 197747, "LGALS3": 131981, "SYNGR2": 108639, "PYGB": 100994,
+}  # fmt: skip
 
 _GROUPS: dict[str, tuple[Kind, ...]] = {
     "epithelium": (Kind.ABSORPTIVE, Kind.GOBLET, Kind.CRYPT_BASE, Kind.TUMOUR),
@@ -95,12 +91,12 @@ _LEVELS: dict[str, str] = {
     "TAGLN": "*=0.12 muscle=8.0 caf=3.2 endothelial=1.0 fibroblast=0.8",
     "COL1A1": "*=0.08 fibroblast=3.4 caf=11.0 muscle=0.5",
     "COL1A2": "*=0.08 fibroblast=4.2 caf=9.0 muscle=0.6",
-    "IGKC": "*=0.15 plasma_iga=12.0 plasma_igg=14.0 b_cell=1.6",
-    "IGHG1": "*=0.08 plasma_iga=1.2 plasma_igg=16.0 b_cell=0.6",
-    "JCHAIN": "*=0.10 plasma_iga=12.0 plasma_igg=4.0 b_cell=0.4",
+    "IGKC": "*=0.35 plasma_iga=12.0 plasma_igg=14.0 b_cell=1.6",
+    "IGHG1": "*=0.30 plasma_iga=1.5 plasma_igg=12.0 b_cell=0.6",
+    "JCHAIN": "*=0.20 plasma_iga=12.0 plasma_igg=4.0 b_cell=0.4",
     "CD74": "*=0.20 b_cell=5.5 macrophage=6.0 mast=0.8 t_cell=1.2 endothelial=1.2 plasma=0.8 "
     "tumour=0.4",
-    "IGHA1": "*=0.08 plasma_iga=14.0 plasma_igg=0.8 b_cell=0.3",
+    "IGHA1": "*=0.20 plasma_iga=14.0 plasma_igg=0.8 b_cell=0.3",
     "IGHM": "*=0.06 b_cell=6.0 plasma_iga=1.0 plasma_igg=1.0",
     "TMSB4X": "*=1.2 lymphocyte=3.4 myeloid=4.2 endothelial=3.2 stroma=2.2 tumour=2.0 muscle=0.8",
     "TMSB10": "*=0.9 lymphocyte=2.6 myeloid=2.6 endothelial=3.0 stroma=2.2 tumour=3.0 muscle=0.6",
@@ -166,8 +162,8 @@ LABEL_KINDS: dict[str, Kind] = {
     "vSM": Kind.SMOOTH_MUSCLE,
 }
 
-#: Coarse classes between which a window of a real section should be diverse.
-_COARSE = np.array([0, 0, 0, 1, 2, 2, 2, 2, 3, 3, 3, 4, 4, 5, 4, 6, 4])
+#: Coarse class of each `Kind`, for `choose_window`.
+_COARSE = np.array([0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 4, 3, -1, 3])
 
 _LABEL_URL = (
     "https://raw.githubusercontent.com/10XGenomics/HumanColonCancer_VisiumHD/main/MetaData/"
@@ -379,8 +375,10 @@ def _kind_fields(
     cells, count = anatomy.cells, round(settings.side_um / BIN_UM)
     spread = np.sqrt(np.log1p(settings.library_cv**2))
     amount = np.exp(rng.normal(-(spread**2) / 2, spread, len(cells)))
-    area = (cells.major * cells.minor).to_numpy()
-    amount *= np.sqrt(area / pd.Series(area).groupby(cells.kind.to_numpy()).transform("median"))
+    area = cells.major * cells.minor
+    area = area.where(area > 0)
+    usual = area.groupby(cells.kind).transform("median")
+    amount *= np.sqrt(area / usual).fillna(1).to_numpy()
     inverse = np.linalg.inv(matrix)
     fields = np.zeros((len(Kind), count * count), np.float32)
     for share, along in ((0.4, 0.0), (0.35, 0.5), (0.25, 1.0)):
@@ -505,7 +503,7 @@ def _write_matrix(
     """Write a Space Ranger (Cell Ranger v3) feature-barcode matrix, bins in columns."""
     panel = len(PANEL)
     features = {
-        "id": [f"ENSG{_ENSEMBL[gene]}" for gene in PANEL],
+        "id": [f"ENSG{_ENSEMBL[gene]:011d}" for gene in PANEL],
         "name": list(PANEL),
         "feature_type": ["Gene Expression"] * panel,
         "genome": ["GRCh38"] * panel,
@@ -572,8 +570,9 @@ def find_labels(patient: str, folder: Path | None) -> Path:
 def read_label_grid(path: Path) -> np.ndarray:
     """Read a cell-type map: int8 [array_row, array_col] of `Kind` per 8 µm bin, -1 unlabelled."""
     table = pd.read_csv(path, usecols=["barcode", "DeconvolutionLabel2"], dtype=str)
-    rows = table.barcode.str.slice(8, 13).astype(int).to_numpy()
-    cols = table.barcode.str.slice(14, 19).astype(int).to_numpy()
+    # s_008um_RRRRR_CCCCC-1, read as digits: a hundred times faster than string slicing.
+    digits = table.barcode.to_numpy().astype("S21").view(np.uint8).reshape(-1, 21).astype(int) - 48
+    rows, cols = (digits[:, at : at + 5] @ 10 ** np.arange(4, -1, -1) for at in (8, 14))
     grid = np.full((rows.max() + 1, cols.max() + 1), -1, np.int8)
     grid[rows, cols] = table.DeconvolutionLabel2.map(LABEL_KINDS).fillna(-1).astype(np.int8)
     return grid
@@ -582,9 +581,11 @@ def read_label_grid(path: Path) -> np.ndarray:
 def choose_window(grid: np.ndarray, side: int) -> tuple[int, int]:
     """Choose the part of a real section to lay out.
 
-    Of all windows on a lattice of a quarter side, take the one that maximises the entropy of its
-    coarse classes (epithelium, tumour, lymphoid, myeloid, stroma, muscle, fat) times its share of
-    labelled bins; the first in reading order on a tie.
+    Blocks of 64 µm take the most frequent coarse class of their labels (normal epithelium,
+    tumour, immune, stroma, muscle; adipocytes, where little RNA is found and labels are least
+    sure, count as unlabelled). Of all windows on a lattice of a quarter side, take the one that
+    maximises the entropy of its blocks times its share of labelled bins; the first in reading
+    order on a tie. Blocks, not bins, so that distinct compartments win over a mixture.
 
     Parameters
     ----------
@@ -602,18 +603,23 @@ def choose_window(grid: np.ndarray, side: int) -> tuple[int, int]:
             f"side_um {side * LABEL_UM:g} exceeds the cell-type map of "
             f"{min(grid.shape) * LABEL_UM:g} µm: lower simulation.side_um"
         )
-    coarse = np.where(grid >= 0, _COARSE[grid], -1)
-    step = max(1, side // 4)
+    block = 8
+    votes = np.stack([(grid >= 0) & (_COARSE[grid] == c) for c in range(_COARSE.max() + 1)])
+    tall, wide = (size // block for size in grid.shape)
+    votes = votes[:, : tall * block, : wide * block]
+    votes = votes.reshape(-1, tall, block, wide, block).sum(axis=(2, 4))
+    labelled = votes.sum(axis=0)
+    major = np.where(labelled > 0, votes.argmax(axis=0), -1)
+    span = min(max(1, side // block), tall, wide)
+    step = max(1, span // 4)
     best, where = -1.0, (0, 0)
-    for row in range(0, grid.shape[0] - side + 1, step):
-        for col in range(0, grid.shape[1] - side + 1, step):
-            window = coarse[row : row + side, col : col + side]
-            share = np.bincount(window[window >= 0], minlength=_COARSE.max() + 1)
-            total = share.sum()
-            if not total:
-                continue
-            p = share[share > 0] / total
-            score = -(p * np.log(p)).sum() * total / window.size
+    for i in range(0, tall - span + 1, step):
+        for j in range(0, wide - span + 1, step):
+            window = major[i : i + span, j : j + span]
+            p = np.bincount(window[window >= 0], minlength=1) / window.size
+            p = p[p > 0]
+            score = -(p * np.log(p)).sum() * labelled[i : i + span, j : j + span].mean()
+            row, col = (min(k * block, s - side) for k, s in zip((i, j), grid.shape, strict=True))
             if score > best:
                 best, where = score, (row, col)
     return where

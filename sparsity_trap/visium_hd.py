@@ -4,6 +4,9 @@ Two frames occur. The *array* frame is that of the bins (array row, array column
 is that of the full-resolution H&E (pixel row y, pixel column x; whole numbers are pixel centres).
 Array rows often run against image rows, so an :class:`Orientation` turns array grids until they run
 like the image, and a :class:`GridFit` maps grid coordinates to pixels.
+
+Libraries for file formats are imported where they are used: training reads only patch stores, and
+must start without them.
 """
 
 from __future__ import annotations
@@ -13,17 +16,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import scipy.sparse as sp
-import tifffile
 import zarr
 
 from sparsity_trap.config import UserError
+
+if TYPE_CHECKING:
+    import h5py
+    import scipy.sparse as sp
 
 BIN_UM = 2.0
 SQUARE = "square_002um"
@@ -107,6 +109,8 @@ class Slide:
             return self._stream(matrix, genes, block)
 
     def _stream(self, matrix: h5py.Group, genes: Sequence[str], block: int) -> sp.csr_array:
+        import scipy.sparse as sp
+
         column_of_gene = {gene: column for column, gene in enumerate(genes)}
         # Feature index -> column of the result, -1 for features nobody asked for.
         column_of = np.array([column_of_gene.get(name, -1) for name in _names(matrix)], np.int16)
@@ -162,6 +166,8 @@ class Slide:
 
         Yields an array-like ``[height, width, 3 or 4]`` of uint8. See :func:`read_region`.
         """
+        import tifffile
+
         try:
             tiff = tifffile.TiffFile(self.image)
         except tifffile.TiffFileError as error:
@@ -373,6 +379,9 @@ def _read_array_shape(path: Path) -> tuple[int, int]:
 
 
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[list[np.ndarray]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
@@ -390,6 +399,8 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[list[np.ndarray]]:
 
 @contextmanager
 def _open_matrix(path: Path) -> Iterator[h5py.Group]:
+    import h5py
+
     try:
         with h5py.File(path) as file:
             yield file["matrix"]

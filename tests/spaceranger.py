@@ -33,7 +33,7 @@ def write_outs(
     kinds: Sequence[str] | None = None,
     truth: np.ndarray | None = None,
 ) -> Path:
-    """Write counts ``[G, rows, cols]`` on a grid whose bins lie at pixels ``y, x`` ``[rows, cols]``.
+    """Write counts ``[G, rows, cols]`` of bins that lie at pixels ``y, x`` ``[rows, cols]``.
 
     Barcodes (in-tissue bins only) and positions are written in two different random orders.
     """

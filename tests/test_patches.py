@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import zarr
 from scipy import ndimage
 from spaceranger import DIHEDRAL, paint, turned_grid, write_outs
 
-from sparsity_trap.config import Patches, UserError
+from sparsity_trap.config import ROOT, Patches, UserError
 from sparsity_trap.patches import PatchStore, assemble, write_store
 from sparsity_trap.visium_hd import open_slide
 
@@ -231,3 +233,13 @@ def test_truth_of_other_genes(tmp_path):
     zarr.open_group(outs / "truth.zarr").attrs["genes"] = ["ACTB", "KRT8", "VIM"]
     with pytest.raises(UserError, match="truth.zarr lacks gene JCHAIN"):
         write(outs, tmp_path / "P1.zarr")
+
+
+def test_reading_patches_needs_no_file_format_libraries():
+    """Training imports this module on machines that have no reader for sections."""
+    code = (
+        "import sys, sparsity_trap.patches;"
+        "print({'h5py', 'pyarrow', 'scipy', 'tifffile', 'scanpy', 'pandas'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "set()", result.stderr

@@ -88,6 +88,26 @@ def format_value(value: float | int | str | None, spec: str) -> str:
     return text if isinstance(value, str) else text.replace("-", "\N{MINUS SIGN}")
 
 
+class When(Directive):
+    """``{when} key``: content that appears only when the run gives that number.
+
+    For arms that not every preset trains, and for settings of simulated sections.
+    """
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        env = self.state.document.settings.env
+        path = Path(env.srcdir, env.config.sparsity_trap_executed, "numbers.json")
+        env.note_dependency(str(path))
+        if not path.is_file() or read_numbers(path).get(self.arguments[0]) is None:
+            return []
+        holder = nodes.Element()
+        self.state.nested_parse(self.content, self.content_offset, holder)
+        return holder.children
+
+
 class RunFiles(Directive):
     """``{run-files} tables/*.csv``: a list of download links to files of the run, sorted."""
 
@@ -159,6 +179,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
     app.add_config_value("sparsity_trap_executed", "book/executed", "env", types=[str])
     app.add_role("val", Val())
+    app.add_directive("when", When)
     app.add_directive("run-files", RunFiles)
     app.connect("config-inited", show_source)
     app.connect("build-finished", add_assets)

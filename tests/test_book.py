@@ -1,0 +1,237 @@
+"""The book: its extension, its table of contents, and, where one has been built, its pages."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+HTML = ROOT / "_build" / "html"
+NUMBERS = {
+    "arm.E.pcc_8um": 0.36849,
+    "delta.pcc_8um": -0.1,
+    "cohort.n_patches.P5": 1234,
+    "cohort.sparsity.P5": 0.938,
+    "delta.matched.pcc_8um": None,
+    "preset.name": "laptop",
+}
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build one page with the extension; return (exit status, page as text, warnings)."""
+
+    def run(page: str, numbers: dict | None = NUMBERS) -> tuple[int, str, str]:
+        extension = str(BOOK / "_ext")
+        (tmp_path / "conf.py").write_text(
+            f"import sys\nsys.path.append({extension!r})\n"
+            "extensions = ['myst_parser', 'sparsity_trap_book']\n"
+            "myst_enable_extensions = ['colon_fence']\nsparsity_trap_executed = 'executed'\n"
+        )
+        (tmp_path / "index.md").write_text(f"# Page\n\n{page}\n")
+        (tmp_path / "executed").mkdir()
+        (tmp_path / "executed" / "run.json").write_text(json.dumps({"source": "simulated"}))
+        if numbers is not None:
+            (tmp_path / "executed" / "numbers.json").write_text(json.dumps(numbers))
+        done = subprocess.run(
+            [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-b", "text", ".", "out"],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        text = tmp_path / "out" / "index.txt"
+        return done.returncode, text.read_text() if text.is_file() else "", done.stderr
+
+    return run
+
+
+def test_val_formats_numbers_in_sentences_and_tables(build):
+    status, text, warnings = build(
+        "Plain {val}`arm.E.pcc_8um:.3f`, signed {val}`delta.pcc_8um:+.3f`, "
+        "grouped {val}`cohort.n_patches.P5:,`, per cent {val}`cohort.sparsity.P5:.1%`, "
+        "null {val}`delta.matched.pcc_8um:+.3f`, text {val}`preset.name`.\n\n"
+        "| a | b |\n|---|---|\n| cell | {val}`arm.E.pcc_8um:.2f` |\n"
+    )
+    assert status == 0, warnings
+    assert "Plain 0.368, signed −0.100, grouped 1,234, per cent 93.8%" in " ".join(text.split())
+    assert "null undefined, text laptop." in " ".join(text.split())
+    assert re.search(r"cell\s*\|\s*0\.37", text)
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        ("{val}`arm.E.pcc_8`", "unknown key 'arm.E.pcc_8' on page 'index'; near matches: arm.E.p"),
+        ("{val}`preset.name:.3f`", "key 'preset.name' on page 'index' cannot be shown as '.3f'"),
+    ],
+)
+def test_val_that_cannot_be_shown_fails_the_build(build, page, expected):
+    status, _, warnings = build(page)
+    assert status != 0
+    assert expected in warnings
+    assert "index.md:3" in warnings
+
+
+def test_missing_numbers_name_the_remedy(build):
+    status, _, warnings = build("{val}`preset.name`", numbers=None)
+    assert status != 0
+    assert "numbers.json is missing; run `make book`" in warnings
+
+
+def test_when_shows_its_content_only_with_the_number(build):
+    status, text, warnings = build(
+        ":::{when} preset.name\nShown for {val}`preset.name`.\n:::\n\n"
+        ":::{when} delta.matched.pcc_8um\nNull.\n:::\n\n:::{when} arm.X.bias\nUnknown.\n:::\n"
+    )
+    assert status == 0, warnings
+    assert "Shown for laptop." in text
+    assert "Null." not in text and "Unknown." not in text
+
+
+def test_run_files_offers_downloads(build):
+    status, text, warnings = build("```{run-files} *.json\n```")
+    assert status == 0, warnings
+    assert text.index("numbers.json") < text.index("run.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "banner"),
+    [
+        ("simulated", "Simulated sections · preset laptop"),
+        ("tissue-map", "Simulated counts and H&amp;E on real cell-type maps · preset laptop"),
+        ("spaceranger", "Real sections · preset laptop"),
+    ],
+)
+def test_banner_and_footer_name_the_source(tmp_path, monkeypatch, source, banner):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    from sparsity_trap_book import show_source
+
+    run = {"source": source, "preset": "laptop", "commit": "0123456789abcdef", "hardware": "2 <x>"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    config = SimpleNamespace(sparsity_trap_executed=".", html_theme_options={})
+    show_source(SimpleNamespace(srcdir=tmp_path), config)
+    assert banner in config.html_theme_options["announcement"]
+    footer = config.html_theme_options["extra_footer"]
+    assert "commit 0123456789ab" in footer and "2 &lt;x&gt;" in footer
+
+
+def toc_files(node) -> list[str]:
+    """Every file named in the table of contents, in order."""
+    if isinstance(node, list):
+        return [name for child in node for name in toc_files(child)]
+    if not isinstance(node, dict):
+        return []
+    own = [node[key] for key in ("root", "file", "glob") if key in node]
+    return own + [name for value in node.values() for name in toc_files(value)]
+
+
+def test_toc_lists_every_chapter_and_only_files_that_exist():
+    files = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+    written = {name for name in files if not name.startswith("book/executed/")}
+    assert written == {f"book/{path.stem}" for path in BOOK.glob("*.md")}
+    assert len(files) == len(set(files))
+
+
+def test_chapters_need_only_the_arms_that_every_preset_trains():
+    text = "".join(path.read_text() for path in BOOK.glob("*.md"))
+    text = re.sub(r"^:::\{when\}.*?^:::$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"\{val\}`(?:preset\.)?arms?\.([\w-]+)\.", text)) <= {"D", "E"}
+
+
+def test_no_script_lies_where_every_page_would_load_it():
+    assert not list((BOOK / "_static").rglob("*.js"))
+
+
+def test_citation_file_is_complete_and_agrees_with_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert citation["title"] and citation["message"]
+    assert all("name" in a or "family-names" in a for a in citation["authors"])
+
+
+class Loads(HTMLParser):
+    """Collects what a page loads without a click."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.urls: list[str] = []
+        self.feed(page.read_text(encoding="utf8"))
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        wanted = {"link": "href", "object": "data"}.get(tag, "src")
+        if tag in {
+            "script",
+            "link",
+            "img",
+            "iframe",
+            "source",
+            "video",
+            "audio",
+            "embed",
+            "object",
+        }:
+            self.urls += [values[wanted]] if values.get(wanted) else []
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, list[str]]:
+    """Every page of the built book with the addresses it loads."""
+    if not (HTML / "index.html").is_file():
+        pytest.skip(f"no built book at {HTML}; run `make book`")
+    return {page: Loads(page).urls for page in HTML.rglob("*.html") if "_static" not in page.parts}
+
+
+def test_no_page_loads_from_another_host(pages):
+    foreign = {
+        f"{page.relative_to(HTML)}: {url}"
+        for page, urls in pages.items()
+        for url in urls
+        if re.match(r"(?:https?:)?//", url)
+    }
+    for sheet in HTML.rglob("*.css"):
+        for url in re.findall(
+            r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\") ]+)", sheet.read_text()
+        ):
+            foreign.add(f"{sheet.relative_to(HTML)}: {url}")
+    assert not foreign
+
+
+def test_every_file_that_a_page_loads_exists(pages):
+    missing = {
+        f"{page.relative_to(HTML)}: {url}"
+        for page, urls in pages.items()
+        for url in urls
+        if not re.match(r"(?:https?:|data:|//|#)", url)
+        and not (page.parent / re.split(r"[?#]", url)[0]).exists()
+    }
+    assert not missing
+
+
+def test_only_pages_with_a_plot_load_plotly(pages):
+    for page, urls in pages.items():
+        loads = any(url.endswith("plotly.min.js") for url in urls)
+        assert not loads or "Plotly.newPlot" in page.read_text(encoding="utf8"), page
+
+
+def test_front_page_leads_into_the_book(pages):
+    target = re.search(r"url=([^\"]+)", (HTML / "index.html").read_text())
+    assert target and (HTML / target[1]).is_file()
+
+
+def test_every_page_names_its_source(pages):
+    for page in pages:
+        text = page.read_text(encoding="utf8")
+        assert "bd-header-announcement" in text or page == HTML / "index.html", page
+        assert not re.search("⟨[^⟩]*⟩", text), f"{page}: a number that the run does not have"
