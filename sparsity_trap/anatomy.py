@@ -287,7 +287,9 @@ def grow_section(patient: str, side_um: float, rng: np.random.Generator) -> Anat
     axis = normal + np.float32(np.pi / 2)
     axis += wave * np.where(region == Region.MUSCLE, 0.12, 0.55).astype(np.float32)
 
-    draft = _Draft(rng, region, axis, smooth_field(rng, (n, n), 7))
+    # Bounded, so that an outline never leaves the window its gland is drawn in.
+    wobble = smooth_field(rng, (n, n), 7).clip(-2, 2)
+    draft = _Draft(rng, region, axis, wobble)
     _surface_epithelium(draft)
     carcinoma = inside & (invasion > edge + 0.10)
     normal_mucosa = (layer == 3) & (region == Region.LAMINA_PROPRIA)
@@ -702,8 +704,11 @@ def section_from_kinds(kinds: np.ndarray, bins: np.ndarray, rng: np.random.Gener
     glandular = np.isin(coarse, (Region.EPITHELIUM, Region.TUMOUR))
     wall = density(glandular, 25)
     empty = np.where(wall > 0.35, Region.LUMEN, Region.SUBMUCOSA)
+    # Off tissue: hardly a label around, or none here and few near, as along an edge.
+    bare = density(coarse > 0, 16) < 0.22
+    bare |= (winner == 0) & (density(coarse > 0, 10) < 0.42)
     winner = np.where(winner == 0, empty, winner)
-    winner[density(coarse > 0, 16) < 0.22] = Region.BACKGROUND
+    winner[bare] = Region.BACKGROUND
     region = np.repeat(np.repeat(winner.astype(np.uint8), 2, 0), 2, 1)[:n, :n]
 
     down, right = np.gradient(density(glandular, 10))

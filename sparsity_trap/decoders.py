@@ -120,7 +120,8 @@ class Hist2ST(nn.Module):
         self.graph = nn.ModuleList(GraphSAGE(width) for _ in range(4))
         self.jump = nn.LSTM(width, width, num_layers=2)
         # GraphSAGE outputs have unit norm over all channels, so the LSTM sees and returns values
-        # near zero; without this the head learns little in the first hundred steps.
+        # near zero. The norm here and the skip around the graph, which the original lacks, let
+        # the decoder learn within a few hundred steps.
         self.norm = nn.LayerNorm(width)
         stages: list[nn.Module] = [nn.Dropout2d(settings.dropout)]
         for _ in range(int(math.log2(BINS_PER_TOKEN))):
@@ -140,14 +141,15 @@ class Hist2ST(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.mixer(self.project(tokens))
         x = x.permute(0, 2, 3, 1) + self.row + self.column
-        x = self.attention(x.flatten(1, 2))  # [b, 256, d]
+        x = node = self.attention(x.flatten(1, 2))  # [b, 256, d]
         layers = []
         for layer in self.graph:
-            x = layer(x, self.neighbours)
-            layers.append(x)
+            node = layer(node, self.neighbours)
+            layers.append(node)
         sequence = torch.stack(layers).flatten(1, 2)  # [4, b * 256, d]: layers are the time axis
-        x = self.norm(self.jump(sequence)[0].mean(dim=0))
-        x = x.unflatten(0, (-1, TOKEN_GRID, TOKEN_GRID)).permute(0, 3, 1, 2)
+        readout = self.norm(self.jump(sequence)[0].mean(dim=0))
+        x = x + readout.view_as(x)
+        x = x.unflatten(1, (TOKEN_GRID, TOKEN_GRID)).permute(0, 3, 1, 2)
         return self.head(self.upsample(x))
 
 

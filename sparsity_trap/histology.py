@@ -1,8 +1,9 @@
 """Paint an `Anatomy` as haematoxylin-eosin stained tissue.
 
 Amounts of both stains are laid down per pixel (fibres and cytoplasm first, then one stamp per
-nucleus) and turned into light by the Beer-Lambert law with stain vectors near those of
-Ruifrok & Johnston (2001), so colours mix as they do on a slide.
+nucleus) and turned into light by the Beer-Lambert law with one vector of optical densities per
+stain (the model of Ruifrok & Johnston, 2001), so colours mix as they do on a slide. The vectors
+themselves are chosen by eye: a purpler haematoxylin and a pinker eosin than the published ones.
 """
 
 from __future__ import annotations

@@ -552,9 +552,9 @@ def _ssim_group(x: Tensor, y: Tensor, data_range: Tensor, work: Tensor) -> Tenso
 def _window_sums(maps: Tensor, two: Tensor, four: Tensor) -> Tensor:
     """Sums over 7 x 7 windows that start at each bin of maps [..., H, W].
 
-    Meaningless in the last six rows and columns, where the window leaves the map: working on flat
-    memory is several times faster than on rows. The three arguments, alike in shape, are
-    overwritten.
+    Adds 2 + 2 + 2 + 1 bins along each axis. Meaningless in the last six rows and columns, where the
+    window leaves the map: adding flat memory is faster than adding rows. The three arguments,
+    alike in shape, are overwritten.
     """
     shape = maps.shape
     maps, two, four = (v.view(-1) for v in (maps, two, four))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -37,6 +38,7 @@ def track(items: Iterable[Item], label: str, unit: str = "step", total: int | No
         return tqdm(items, desc=label, unit=unit, total=total, mininterval=0.5)
     from tqdm import tqdm as plain
 
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Line buffering hands every refresh over at once; the bar's carriage return ends it.
     stream = open(path, "w", buffering=1)  # noqa: SIM115 - lives as long as the bar
     return plain(items, desc=label, unit=unit, total=total, mininterval=0.5, file=stream, ncols=88)

@@ -12,6 +12,7 @@ import zarr
 
 from sparsity_trap import metrics, stats, steps
 from sparsity_trap.config import Preset, Run, UserError
+from sparsity_trap.files import building
 from sparsity_trap.patches import PatchStore
 from sparsity_trap.provenance import commit, hardware
 
@@ -222,3 +223,10 @@ def _plain(value: object) -> float | int | str | None:
         return int(value)
     number = float(value)
     return number if np.isfinite(number) else None
+
+
+def write_tables(preset: Preset, **tables: pd.DataFrame) -> None:
+    """Write tables as CSV into the preset's folder ``tables``, each under its keyword's name."""
+    for name, table in tables.items():
+        with building(preset.folder / "tables" / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False)

@@ -58,9 +58,9 @@ _GROUPS: dict[str, tuple[Kind, ...]] = {
     "muscle": (Kind.SMOOTH_MUSCLE,),
 }
 
-#: Relative expression per cell, "kind-or-group=level"; "*" is every other type. Levels follow
-#: colorectal single-cell and Visium HD atlases in order and rough size; the scale of each gene
-#: is calibrated later, so only ratios within a row matter.
+#: Relative expression per cell, "kind-or-group=level"; "*" is every other type. Levels are
+#: set by hand from textbook marker knowledge, not fitted to data; the scale of each gene is
+#: calibrated later, so only ratios within a row matter.
 _LEVELS: dict[str, str] = {
     "MT-ATP6": "*=1.0 tumour=4.2 absorptive=3.6 goblet=2.2 crypt_base=2.8 muscle=2.2 plasma=2.0",
     "MT-ND4": "*=0.9 tumour=4.5 absorptive=3.2 goblet=2.0 crypt_base=3.0 muscle=2.0 plasma=1.9",
@@ -338,8 +338,7 @@ def _write_positions(
     count = round(settings.side_um / BIN_UM)
     rows, cols = np.divmod(np.arange(count * count), count)
     x, y = _apply(matrix, cols.astype(float), rows.astype(float))
-    # A bin is in tissue when most of it is; holes inside the tissue belong to it, as in real
-    # masks, which are drawn on a coarse image.
+    # A bin is in tissue when most of it is; lumens and vessels count as tissue, background not.
     covered = ndimage.uniform_filter((anatomy.region != Region.BACKGROUND).astype(np.float32), 3)
     i = np.clip(y * settings.pixel_um / STEP_UM, 0, covered.shape[0] - 1).astype(int)
     j = np.clip(x * settings.pixel_um / STEP_UM, 0, covered.shape[1] - 1).astype(int)
@@ -570,7 +569,7 @@ def find_labels(patient: str, folder: Path | None) -> Path:
 def read_label_grid(path: Path) -> np.ndarray:
     """Read a cell-type map: int8 [array_row, array_col] of `Kind` per 8 µm bin, -1 unlabelled."""
     table = pd.read_csv(path, usecols=["barcode", "DeconvolutionLabel2"], dtype=str)
-    # s_008um_RRRRR_CCCCC-1, read as digits: a hundred times faster than string slicing.
+    # s_008um_RRRRR_CCCCC-1, read as digits: string slicing is slow on 700,000 rows.
     digits = table.barcode.to_numpy().astype("S21").view(np.uint8).reshape(-1, 21).astype(int) - 48
     rows, cols = (digits[:, at : at + 5] @ 10 ** np.arange(4, -1, -1) for at in (8, 14))
     grid = np.full((rows.max() + 1, cols.max() + 1), -1, np.int8)
@@ -583,9 +582,10 @@ def choose_window(grid: np.ndarray, side: int) -> tuple[int, int]:
 
     Blocks of 64 µm take the most frequent coarse class of their labels (normal epithelium,
     tumour, immune, stroma, muscle; adipocytes, where little RNA is found and labels are least
-    sure, count as unlabelled). Of all windows on a lattice of a quarter side, take the one that
-    maximises the entropy of its blocks times its share of labelled bins; the first in reading
-    order on a tie. Blocks, not bins, so that distinct compartments win over a mixture.
+    sure, count as unlabelled). Of all windows on a lattice of an eighth side, take the one that
+    maximises the entropy of its blocks times the share of its bins that carry their block's
+    class; the first in reading order on a tie. So distinct compartments win over a mixture, and
+    labelled bins over unlabelled ones.
 
     Parameters
     ----------
@@ -608,17 +608,17 @@ def choose_window(grid: np.ndarray, side: int) -> tuple[int, int]:
     tall, wide = (size // block for size in grid.shape)
     votes = votes[:, : tall * block, : wide * block]
     votes = votes.reshape(-1, tall, block, wide, block).sum(axis=(2, 4))
-    labelled = votes.sum(axis=0)
-    major = np.where(labelled > 0, votes.argmax(axis=0), -1)
+    agreed = votes.max(axis=0)
+    major = np.where(agreed > 0, votes.argmax(axis=0), -1)
     span = min(max(1, side // block), tall, wide)
-    step = max(1, span // 4)
+    step = max(1, span // 8)
     best, where = -1.0, (0, 0)
     for i in range(0, tall - span + 1, step):
         for j in range(0, wide - span + 1, step):
             window = major[i : i + span, j : j + span]
             p = np.bincount(window[window >= 0], minlength=1) / window.size
             p = p[p > 0]
-            score = -(p * np.log(p)).sum() * labelled[i : i + span, j : j + span].mean()
+            score = -(p * np.log(p)).sum() * agreed[i : i + span, j : j + span].mean()
             row, col = (min(k * block, s - side) for k, s in zip((i, j), grid.shape, strict=True))
             if score > best:
                 best, where = score, (row, col)

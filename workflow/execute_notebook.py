@@ -1,6 +1,6 @@
 """Execute one notebook script with papermill: jupytext script in, executed .ipynb out.
 
-    python workflow/execute.py notebooks/02_train.py out.ipynb preset=smoke arm=E
+    python workflow/execute_notebook.py notebooks/02_train.py out.ipynb preset=smoke arm=E
 
 The output appears only when the whole notebook ran. A problem the user can mend ends in one sentence.
 """
@@ -19,6 +19,7 @@ import nbformat
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from sparsity_trap.config import UserError
 from sparsity_trap.files import building
@@ -64,6 +65,8 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(script.resolve().parent),
+                # Kernel and client share a machine: no port, and no warning about an open one.
+                config=Config({"KernelManager": {"transport": "ipc"}}),
             )
         except PapermillExecutionError as error:
             if error.ename == "UserError":

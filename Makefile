@@ -1,0 +1,61 @@
+# The Sparsity Trap. `make` lists what can be done.
+
+PRESET ?= laptop
+SOURCE ?=
+PYTHON ?= python3.11
+# Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
+LABELS ?= $(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels)
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
+export PYTHONPATH := $(CURDIR)/workflow
+
+SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(or $(GPUS),$(CORES)) \
+	--config preset=$(PRESET) source=$(SOURCE) --rerun-triggers mtime params input --rerun-incomplete \
+	--logger sparsity-trap
+
+.DEFAULT_GOAL := help
+.PHONY: help env book results test lint clean
+
+help:  ## list the targets
+	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## create the environment from the lock, in .venv
+
+# Without an NVIDIA driver, torch's own index offers a build without CUDA, several GB smaller; where
+# that index cannot be reached, pip takes what the configured indexes have.
+$(STAMP): requirements.lock.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "[1/3] creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^uv==' requirements.lock.txt)
+	@echo "[2/3] installing torch"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 $(shell grep '^torch==' requirements.lock.txt) \
+		$(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+	@echo "[3/3] installing the locked packages"
+	@grep -v '^torch==' requirements.lock.txt > $(VENV)/requirements.txt
+	@$(BIN)/uv pip install --python $(BIN)/python --no-deps -r $(VENV)/requirements.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+book: $(STAMP)  ## run the preset and build the book: _build/html/index.html
+	@$(SNAKEMAKE) book
+	@echo "the book: $(CURDIR)/_build/html/index.html"
+
+results: $(STAMP)  ## run the preset without building the book
+	@$(SNAKEMAKE) results
+
+test: $(STAMP)  ## run the tests, the smoke book among them
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:  ## remove results, the built book and the environment
+	rm -rf results _build book/executed .snakemake $(VENV)

@@ -1,0 +1,68 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rescued genes, seen on the tissue
+
+# %% tags=["remove-cell", "parameters"]
+preset = "smoke"
+source = ""
+
+# %% tags=["remove-cell"]
+from sparsity_trap import figures, published, results, stats, steps
+from sparsity_trap.config import Run, load_preset
+
+settings = load_preset(preset, source or None)
+patient = settings.main_patient
+seed = min(r.seed for r in settings.all_runs() if r.test_patient == patient)
+mse, poisson = (
+    results.load(settings, Run(arm=arm, test_patient=patient, seed=seed))
+    for arm in (results.MSE_ARM, results.POISSON_ARM)
+)
+genes = stats.gene_table(mse.genes, poisson.genes)
+store = steps.store(settings, patient)
+
+# %% [markdown]
+# The gene that gains most from D to E in this run is {val}`delta.best_gene` ({val}`delta.best_gain:+.3f` in PCC at 8 µm).
+#
+# ## Whole sections
+#
+# Four genes that the publication shows. All maps of a row share the colour scale of the counts. A prediction is an expected count, so it is smoother than a count even where it is right.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sections", "caption": "PIGR, CEACAM5, COL1A1 and CD74 on the whole test section at 8 µm."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes on the whole section"}}
+figures.section_panels(
+    store, ["PIGR", "CEACAM5", "COL1A1", "CD74"], mse.predictions, poisson.predictions
+)
+
+# %% [markdown]
+# ## The published rescues
+#
+# MUC12, JCHAIN, DES and FCGBP, in the patch with most counts of the gene. The PCC is that of the whole section, not of the patch shown.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rescue", "caption": "The genes whose rescue the publication shows, in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes in one patch each"}}
+figures.rescue_panels(
+    store, ["MUC12", "JCHAIN", "DES", "FCGBP"], mse.predictions, poisson.predictions, genes
+)
+
+# %% [markdown]
+# ## The largest gains of this run
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-largest", "caption": "The four genes with the largest gain in PCC at 8 µm in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of the four genes with the largest gain"}}
+largest = genes.nlargest(4, "delta_pcc_8um")["gene"].tolist()
+figures.rescue_panels(store, largest, mse.predictions, poisson.predictions, genes)
+
+# %% [markdown]
+# ## Beside the published values
+#
+# The published columns come from real sections and another encoder.
+
+# %% tags=["remove-input"]
+columns = ["pcc_8um_mse", "pcc_8um_poisson", "delta_ssim_2um"]
+own = genes.set_index("gene")[columns].add_suffix(", this run")
+theirs = published.RESCUES.set_index("gene")[columns].add_suffix(", published")
+theirs.join(own)[sorted([*theirs.columns, *own.columns])].style.format("{:.3f}", na_rep="undefined")

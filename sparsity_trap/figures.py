@@ -1,0 +1,479 @@
+"""One function per exhibit. Each returns a figure that carries the kind of data it shows.
+
+Still pictures are matplotlib, interactive ones plotly. Categories and arms keep their colours
+everywhere (Okabe-Ito palette, safe for colour-blind readers).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from sparsity_trap.metrics import bin_mask, bin_sum
+from sparsity_trap.patches import PATCH_BINS, PatchStore, assemble
+from sparsity_trap.stats import SparsityAssociation
+
+CATEGORY_COLOURS = {
+    "mitochondrial": "#D55E00",
+    "secretory": "#009E73",
+    "epithelial": "#0072B2",
+    "stromal": "#CC79A7",
+    "immune": "#E69F00",
+    "housekeeping": "#56B4E9",
+    "other": "#7F7F7F",
+}
+MSE_COLOUR, POISSON_COLOUR = "#B5642B", "#1F6F8B"
+
+#: Mark of figures whose data are not measured.
+MARKS = {"simulated": "SIMULATED DATA", "tissue-map": "SIMULATED COUNTS AND H&E, REAL CELL MAP"}
+
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+plt.rcParams.update(_STYLE)
+_COUNTS_MAP = plt.get_cmap("magma").with_extremes(bad="#EDEDED")
+_SCORE_MAP = plt.get_cmap("cividis").with_extremes(bad="#EDEDED")
+
+
+def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options):
+    """Like `pyplot.subplots`, but unknown to pyplot, which would show the figure a second time."""
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def mark(figure: Figure, source: str) -> Figure:
+    """Write the kind of data into the figure where it is not measured."""
+    if source in MARKS:
+        figure.text(
+            0.995, 0.002, MARKS[source], ha="right", va="bottom", fontsize=6.5, color="#A32020",
+            weight="bold", in_layout=False,
+        )  # fmt: skip
+        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    return figure
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def section_overview(store: PatchStore) -> Figure:
+    """H&E, counts per 8 µm bin, and both laid over each other with the patches outlined."""
+    image, total = store.overview[:], store.total[:].astype(float)
+    figure, axes = _subplots(1, 3, figsize=(10, 3.6))
+    top = np.percentile(total[total > 0], 99.5) if total.any() else 1
+    for axis in axes:
+        axis.set_axis_off()
+    axes[0].imshow(image)
+    axes[0].set_title(f"H&E, patient {store.patient}")
+    shown = axes[1].imshow(total, cmap=_COUNTS_MAP, norm=PowerNorm(0.5, 0, top))
+    axes[1].set_title("panel counts per 8 µm bin")
+    figure.colorbar(shown, ax=axes[1], shrink=0.7, label="UMI")
+    axes[2].imshow(image.mean(-1), cmap="gray", alpha=0.55)
+    axes[2].imshow(total, cmap=_COUNTS_MAP, norm=PowerNorm(0.5, 0, top), alpha=0.5)
+    axes[2].set_title(f"overlay and the {len(store)} patches")
+    side = PATCH_BINS // 4
+    for row, column in store.origin[:] / 4:
+        box = plt.Rectangle((column - 0.5, row - 0.5), side, side, fill=False, ec="w", lw=0.7)
+        axes[2].add_patch(box)
+    _scale_bar(axes[0], 8.0, 500 if image.shape[1] * 8 > 1000 else 200)
+    return mark(figure, store.source)
+
+
+def patch_gallery(store: PatchStore, genes: Sequence[str], number: int = 3) -> Figure:
+    """The patches with most counts of the given genes: image, tissue mask and counts at 2 µm."""
+    chosen = np.linspace(0, len(store) - 1, number).astype(int)
+    figure, axes = _subplots(
+        number, 2 + len(genes), figsize=(1.75 * (2 + len(genes)), 1.8 * number), squeeze=False
+    )
+    for row, patch in zip(axes, chosen, strict=True):
+        row[0].imshow(store.images[patch])
+        row[0].set_ylabel(f"patch {patch}")
+        row[1].imshow(store.mask[patch], cmap="Greys", vmin=-0.4, vmax=1.4, interpolation="nearest")
+        counts = store.counts[patch]
+        for axis, gene in zip(row[2:], genes, strict=True):
+            values = counts[store.genes.index(gene)]
+            axis.imshow(np.minimum(values, 3), cmap="magma", vmin=0, vmax=3)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, title in zip(axes[0], ["H&E", "in tissue", *genes], strict=True):
+        axis.set_title(title, style="italic" if title in genes else "normal")
+    _scale_bar(axes[0, 0], 256 / 224, 50)
+    return mark(figure, store.source)
+
+
+def stripes(store: PatchStore) -> Figure:
+    """Mean count of each bin row and column over the patches of a section."""
+    totals = np.zeros((2, max(store.grid_shape)))
+    tissue = np.zeros_like(totals)
+    for counts, mask, (row, column) in zip(store.counts, store.mask, store.origin[:], strict=True):
+        inside = counts.sum(0) * mask
+        for axis, start in ((0, row), (1, column)):
+            span = slice(start, start + PATCH_BINS)
+            totals[axis, span] += inside.sum(1 - axis)
+            tissue[axis, span] += mask.sum(1 - axis)
+    mean = np.divide(totals, tissue, out=np.full_like(totals, np.nan), where=tissue > 0)
+    figure, axes = _subplots(1, 2, figsize=(8, 2.2), sharey=True)
+    for axis, values, name in zip(axes, mean, ("row", "column"), strict=True):
+        shown = values[np.isfinite(values)][:64]
+        axis.plot(np.arange(len(shown)), shown, ".-", color="#444444", lw=0.7, ms=3)
+        axis.set_xlabel(f"bin {name} (first 64 with tissue)")
+    axes[0].set_ylabel("panel UMI per 2 µm bin")
+    axes[0].set_ylim(bottom=0)
+    return mark(figure, store.source)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def training_dynamics(logs: dict[str, pd.DataFrame], source: str) -> Figure:
+    """Loss and PCC at 8 µm on the held-out blocks of the training patients, by epoch.
+
+    Losses of different arms have different units, so each is shown relative to its first epoch.
+    """
+    figure, axes = _subplots(1, 2, figsize=(8.6, 3))
+    for (name, log), colour in zip(logs.items(), _arm_colours(list(logs)), strict=True):
+        best = log["validation_loss"].idxmin()
+        relative = log["validation_loss"] / log["validation_loss"].iloc[0]
+        for axis, values in zip(axes, (relative, log["validation_pcc_8um"]), strict=True):
+            axis.plot(log["epoch"], values, color=colour, lw=1.4, label=name)
+            axis.plot(log["epoch"][best], values[best], "o", color=colour, ms=4.5)
+    axes[0].set_ylabel("held-out loss / its first value")
+    axes[1].set_ylabel("held-out PCC at 8 µm (mean over genes)")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+    axes[1].legend(title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5)
+    return mark(figure, source)
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def collapse_and_recovery(
+    table: pd.DataFrame, store: PatchStore, mse: np.ndarray, poisson: np.ndarray, gene: str
+) -> Figure:
+    """The combined figure: one gene's patch under both losses, and every gene's PCC at 8 µm.
+
+    Parameters
+    ----------
+    table
+        Table S1 (`stats.gene_table`).
+    store
+        Patches of the test patient.
+    mse, poisson
+        Predicted rates [N, G, 128, 128] (any array type).
+    gene
+        Gene of the upper row.
+    """
+    figure = Figure(figsize=(9.4, 6.4))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.25))
+    index = store.genes.index(gene)
+    patch = _richest_patch(store, index)
+    axes = upper.subplots(1, 4)
+    _panel_row(
+        axes, store.images[patch],
+        [bin_sum(x[patch, index].astype(np.float32), 4) for x in (store.counts, mse, poisson)],
+        bin_mask(store.mask[patch], 4), gene, pixel_um=256 / 224, length_um=50,
+    )  # fmt: skip
+    for axis, title in zip(axes, ("H&E", "counts", "MSE (D)", "Poisson (E)"), strict=True):
+        axis.set_title(title)
+    upper.suptitle(f"a   {gene}, one patch at 8 µm", x=0.01, ha="left", weight="bold")
+    left, right = lower.subplots(1, 2, width_ratios=(2.6, 1))
+    _gene_dumbbells(left, table)
+    left.set_title("b   per-gene PCC at 8 µm, within tissue", loc="left", weight="bold")
+    _score_bars(right, table)
+    right.set_title("c   mean over genes", loc="left", weight="bold")
+    return mark(figure, store.source)
+
+
+def _gene_dumbbells(axis: Axes, table: pd.DataFrame) -> None:
+    table = table.sort_values("pcc_8um_poisson", ascending=False).reset_index(drop=True)
+    x = np.arange(len(table))
+    low, high = table["pcc_8um_mse"], table["pcc_8um_poisson"]
+    axis.vlines(x, low, high, color="#BBBBBB", lw=1.2)
+    axis.plot(x, low, "o", color=MSE_COLOUR, ms=3.5, label="MSE (D)")
+    axis.plot(x, high, "o", color=POISSON_COLOUR, ms=3.5, label="Poisson (E)")
+    axis.axhline(0, color="#888888", lw=0.6)
+    axis.set_xticks(x, table["gene"], rotation=90, fontsize=5.8, style="italic")
+    axis.set_xlim(-1, len(table))
+    axis.set_ylabel("PCC")
+    axis.legend(fontsize=7.5)
+
+
+def _score_bars(axis: Axes, table: pd.DataFrame) -> None:
+    scores = {"pcc_2um": "PCC\n2 µm", "pcc_8um": "PCC\n8 µm", "ssim_2um": "SSIM\n2 µm"}
+    x = np.arange(len(scores))
+    for shift, name, colour in ((-0.2, "mse", MSE_COLOUR), (0.2, "poisson", POISSON_COLOUR)):
+        values = [table[f"{score}_{name}"].mean() for score in scores]
+        axis.bar(x + shift, values, 0.38, color=colour)
+        for i, value in enumerate(values):
+            axis.text(i + shift, max(value, 0), f"{value:.2f}", ha="center", va="bottom", size=7)
+    axis.axhline(0, color="#888888", lw=0.6)
+    axis.set_xticks(x, scores.values())
+
+
+def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, source: str) -> Figure:
+    """Gain in PCC at 8 µm against sparsity, one point per gene, with a least-squares band."""
+    figure, axis = _subplots(figsize=(6.6, 4.2))
+    shown = table.dropna(subset=["delta_pcc_8um"])
+    x, y = 100 * shown["sparsity"].to_numpy(), shown["delta_pcc_8um"].to_numpy()
+    grid = np.linspace(x.min(), x.max(), 60)
+    low, high = _bootstrap_line(x, y, grid)
+    axis.fill_between(grid, low, high, color="#DDDDDD", lw=0, label="95 % band, line")
+    axis.plot(grid, np.polyval(np.polyfit(x, y, 1), grid), color="#555555", lw=1)
+    for category, colour in CATEGORY_COLOURS.items():
+        own = (shown["category"] == category).to_numpy()
+        if own.any():
+            axis.scatter(x[own], y[own], s=26, color=colour, ec="w", lw=0.5, label=category)
+    for i in np.argsort(-np.abs(y - np.median(y)))[:6]:
+        axis.annotate(
+            shown["gene"].iloc[i], (x[i], y[i]), xytext=(4, 3), textcoords="offset points",
+            fontsize=6.5, style="italic",
+        )  # fmt: skip
+    axis.axhline(0, color="#888888", lw=0.6)
+    axis.set_xlabel("sparsity (% of in-tissue 2 µm bins with count 0)")
+    axis.set_ylabel("gain in PCC at 8 µm, Poisson (E) − MSE (D)")
+    axis.set_title(
+        f"Spearman ρ = {association.rho:.2f} "
+        f"[{association.ci_low:.2f}, {association.ci_high:.2f}], "
+        f"p = {association.p_value:.2g}, {association.n_genes} genes",
+        loc="left",
+    )
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return mark(figure, source)
+
+
+def _bootstrap_line(x: np.ndarray, y: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, ...]:
+    draw = np.random.default_rng(0).integers(len(x), size=(2000, len(x)))
+    xs, ys = x[draw], y[draw]
+    centred = xs - xs.mean(1, keepdims=True)
+    slope = (centred * ys).sum(1) / np.maximum((centred**2).sum(1), 1e-12)
+    lines = ys.mean(1)[:, None] + slope[:, None] * (grid[None] - xs.mean(1)[:, None])
+    return tuple(np.quantile(lines, (0.025, 0.975), axis=0))
+
+
+def category_bars(by_category: pd.DataFrame, published: pd.DataFrame, source: str) -> Figure:
+    """Mean gain per category with its interval (table S2), and the published means as diamonds."""
+    table = by_category[by_category["category"] != "overall"].iloc[::-1]
+    y = np.arange(len(table))
+    figure, axis = _subplots(figsize=(6.6, 3))
+    error = np.abs(table[["ci_low", "ci_high"]].sub(table["mean_delta"], axis=0)).to_numpy().T
+    colours = [CATEGORY_COLOURS[c] for c in table["category"]]
+    axis.barh(y, table["mean_delta"], color=colours, height=0.62)
+    axis.errorbar(table["mean_delta"], y, xerr=error, fmt="none", ecolor="#333333", lw=0.9)
+    known = published.set_index("category")["mean_delta"].reindex(table["category"])
+    axis.plot(known, y, "D", ms=5, mfc="none", mec="black", label="published (P5, real data)")
+    labels = [
+        f"{c}  ({w}/{n})"
+        for c, w, n in table[["category", "n_wins", "n_genes"]].itertuples(index=False)
+    ]
+    axis.set_yticks(y, labels)
+    axis.axvline(0, color="#888888", lw=0.6)
+    axis.set_xlabel("mean gain in PCC at 8 µm, Poisson (E) − MSE (D); in brackets, genes gained")
+    axis.legend(fontsize=7, loc="lower right")
+    return mark(figure, source)
+
+
+def gene_heatmap(table: pd.DataFrame, source: str) -> Figure:
+    """PCC and SSIM of all genes under both losses, grouped by category."""
+    columns = {
+        "pcc_2um": "PCC 2 µm", "pcc_8um": "PCC 8 µm", "ssim_2um": "SSIM 2 µm", "ssim_8um": "SSIM 8 µm",
+    }  # fmt: skip
+    order = {c: i for i, c in enumerate(CATEGORY_COLOURS)}
+    table = table.sort_values(
+        ["category", "pcc_8um_poisson"],
+        key=lambda s: s.map(order) if s.name == "category" else -s,
+    )
+    figure, axes = _subplots(len(columns), 1, figsize=(9.6, 3.9), sharex=True)
+    for axis, (column, title) in zip(axes, columns.items(), strict=True):
+        values = table[[f"{column}_mse", f"{column}_poisson"]].to_numpy().T
+        top = max(0.1, np.nanmax(values))
+        shown = axis.imshow(values, cmap=_SCORE_MAP, vmin=0, vmax=top, aspect="auto")
+        axis.set_yticks([0, 1], ["MSE", "Poisson"], fontsize=7)
+        axis.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=38)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)
+    axes[-1].set_xticks(range(len(table)), table["gene"], rotation=90, fontsize=6.3)
+    for label, category in zip(axes[-1].get_xticklabels(), table["category"], strict=True):
+        label.set_color(CATEGORY_COLOURS[category])
+    return mark(figure, source)
+
+
+# --- maps -----------------------------------------------------------------------------------------
+
+
+def section_panels(
+    store: PatchStore, genes: Sequence[str], mse: np.ndarray, poisson: np.ndarray
+) -> Figure:
+    """Whole section at 8 µm: H&E, counts, MSE and Poisson, one colour scale per gene."""
+    figure, axes = _subplots(len(genes), 4, figsize=(9.4, 2.35 * len(genes)), squeeze=False)
+    image = store.overview[:]
+    mask = assemble(store, bin_mask(store.mask[:], 4).astype(np.float32), 4) > 0.5
+    for row, gene in zip(axes, genes, strict=True):
+        index = store.genes.index(gene)
+        maps = [assemble(store, _gene_map(x, index), 4) for x in (store.counts, mse, poisson)]
+        height, width = mask.shape
+        _panel_row(row, image[:height, :width], maps, mask, gene, pixel_um=8, length_um=500)
+    for axis, title in zip(axes[0], ("H&E", "counts", "MSE (D)", "Poisson (E)"), strict=True):
+        axis.set_title(title)
+    return mark(figure, store.source)
+
+
+def rescue_panels(
+    store: PatchStore,
+    genes: Sequence[str],
+    mse: np.ndarray,
+    poisson: np.ndarray,
+    table: pd.DataFrame,
+) -> Figure:
+    """The patch richest in each gene at 8 µm, titled with the gene's scores on the whole section."""
+    figure, axes = _subplots(len(genes), 4, figsize=(8.6, 2.25 * len(genes)), squeeze=False)
+    scores = table.set_index("gene")
+    for row, gene in zip(axes, genes, strict=True):
+        index = store.genes.index(gene)
+        patch = _richest_patch(store, index)
+        maps = [
+            bin_sum(x[patch, index].astype(np.float32), 4) for x in (store.counts, mse, poisson)
+        ]
+        mask = bin_mask(store.mask[patch], 4)
+        _panel_row(row, store.images[patch], maps, mask, gene, pixel_um=256 / 224, length_um=50)
+        own = scores.loc[gene]
+        row[0].set_title("H&E")
+        row[1].set_title("counts")
+        row[2].set_title(f"MSE (D)  PCC {own['pcc_8um_mse']:.2f}")
+        row[3].set_title(f"Poisson (E)  PCC {own['pcc_8um_poisson']:.2f}")
+    return mark(figure, store.source)
+
+
+def _panel_row(
+    axes: Sequence[Axes],
+    image: np.ndarray,
+    maps: Sequence[np.ndarray],
+    mask: np.ndarray,
+    gene: str,
+    pixel_um: float,
+    length_um: int,
+) -> None:
+    """H&E with scale bar, then maps (counts first) on the counts' colour scale."""
+    axes[0].imshow(image)
+    _scale_bar(axes[0], pixel_um, length_um)
+    axes[0].set_ylabel(gene, style="italic", size=10)
+    inside = maps[0][mask]
+    norm = PowerNorm(0.5, 0, max(1.0, np.percentile(inside, 99.5)))
+    for axis, values in zip(axes[1:], maps, strict=True):
+        shown = axis.imshow(
+            np.where(mask, values, np.nan), cmap=_COUNTS_MAP, norm=norm, interpolation="nearest"
+        )
+    axes[0].figure.colorbar(shown, ax=list(axes[1:]), shrink=0.85, pad=0.01, label="UMI per 8 µm")
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+
+
+def _gene_map(values: np.ndarray, index: int) -> np.ndarray:
+    """One gene at 8 µm, [N, 32, 32], read patch by patch."""
+    return np.stack(
+        [bin_sum(values[i, index].astype(np.float32), 4) for i in range(values.shape[0])]
+    )
+
+
+def _richest_patch(store: PatchStore, index: int) -> int:
+    return int(np.argmax([store.counts[i, index].sum() for i in range(len(store))]))
+
+
+def _scale_bar(axis: Axes, pixel_um: float, length_um: int) -> None:
+    height, width = axis.images[0].get_array().shape[:2]
+    length = length_um / pixel_um
+    x, y = 0.05 * width, 0.95 * height
+    line = {"solid_capstyle": "butt"}
+    axis.plot([x, x + length], [y, y], color="w", lw=4, **line)
+    axis.plot([x, x + length], [y, y], color="k", lw=2.2, **line)
+    axis.text(
+        x + length / 2, y - 0.025 * height, f"{length_um} µm", ha="center", va="bottom", size=7,
+        bbox={"fc": "w", "ec": "none", "alpha": 0.75, "pad": 1},
+    )  # fmt: skip
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
+
+
+def _arm_colours(names: list[str]) -> list[str]:
+    others = iter(["#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#7F7F7F", "#444444", "#F0E442"])
+    fixed = {"D": MSE_COLOUR, "E": POISSON_COLOUR}
+    return [fixed.get(name) or next(others, "#999999") for name in names]
+
+
+# --- interactive ----------------------------------------------------------------------------------
+
+
+def sparsity_browser(table: pd.DataFrame, source: str):
+    """`sparsity_scatter` with a name and scores on every point (plotly figure)."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for category, colour in CATEGORY_COLOURS.items():
+        own = table[table["category"] == category]
+        if own.empty:
+            continue
+        figure.add_scatter(
+            x=100 * own["sparsity"],
+            y=own["delta_pcc_8um"],
+            mode="markers",
+            name=category,
+            marker={"color": colour, "size": 9, "line": {"color": "white", "width": 0.7}},
+            customdata=own[["gene", "pcc_8um_mse", "pcc_8um_poisson", "mean_count"]],
+            hovertemplate=(
+                "<b>%{customdata[0]}</b><br>sparsity %{x:.1f} %<br>gain %{y:+.3f}<br>"
+                "MSE %{customdata[1]:.3f}, Poisson %{customdata[2]:.3f}<br>"
+                "mean count %{customdata[3]:.3f}<extra></extra>"
+            ),
+        )
+    figure.add_hline(y=0, line={"color": "#888888", "width": 1})
+    figure.update_layout(
+        template="plotly_white",
+        height=430,
+        margin={"l": 60, "r": 10, "t": 20, "b": 60},
+        xaxis_title="sparsity (% of in-tissue 2 µm bins with count 0)",
+        yaxis_title="gain in PCC at 8 µm, E − D",
+        legend={"orientation": "h", "y": 1.12},
+    )
+    if source in MARKS:
+        figure.add_annotation(
+            text=MARKS[source], xref="paper", yref="paper", x=1, y=-0.17, showarrow=False,
+            font={"size": 10, "color": "#A32020"},
+        )  # fmt: skip
+    return figure
+
+
+def show(figure, name: str):
+    """Display a plotly figure: in the book from one shared script, elsewhere self-contained."""
+    from IPython.display import HTML
+
+    in_book = "SPARSITY_TRAP_BOOK" in os.environ
+    return HTML(
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs="../../_assets/plotly.min.js" if in_book else True,
+            include_mathjax=False,
+            div_id=f"fig-{name}",
+            config={"displaylogo": False, "responsive": True},
+        )
+    )

@@ -1,0 +1,42 @@
+"""Build the book with warnings as errors, showing its progress; the log is printed if it fails."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sparsity_trap.config import ROOT
+from sparsity_trap.progress import track
+
+
+def main() -> int:
+    command = [
+        str(Path(sys.executable).parent / "jupyter-book"),
+        "build",
+        ".",
+        "--all",
+        "-W",
+        "--keep-going",
+    ]
+    log = []
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        bar = track(range(200), "building the book", "%")
+        done = 0
+        for line in process.stdout:
+            log.append(line)
+            # Sphinx reads all pages, then writes them; each phase prints its percentage.
+            found = re.search(r"(reading sources|writing output)\.\.\. \[\s*(\d+)%\]", line)
+            if found:
+                now = int(found[2]) + 100 * found[1].startswith("writing")
+                bar.update(max(0, now - done))
+                done = max(done, now)
+        bar.close()
+    if process.returncode:
+        sys.stderr.writelines(log)
+    return process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Put what the book reads into book/executed:
+
+python workflow/stage_book.py preset=laptop source= -- results/laptop/notebooks/03_results.ipynb ...
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+
+from sparsity_trap.config import ROOT, load_preset
+from sparsity_trap.files import building
+
+
+def with_title(path: Path) -> nbformat.NotebookNode:
+    """Turn the output of the cell tagged ``title`` into the heading of the page.
+
+    A title that depends on a parameter is computed, but the book takes titles from text alone.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for i, cell in enumerate(notebook.cells):
+        if "title" in cell.metadata.get("tags", []):
+            heading = cell.outputs[0]["data"]["text/markdown"]
+            notebook.cells[i] = nbformat.v4.new_markdown_cell(heading)
+    return notebook
+
+
+if __name__ == "__main__":
+    split = sys.argv.index("--")
+    arguments = dict(pair.split("=", 1) for pair in sys.argv[1:split])
+    preset = load_preset(arguments["preset"], arguments["source"] or None)
+    numbers = json.loads((preset.folder / "numbers.json").read_text())
+    run = {
+        "source": preset.source,
+        "preset": preset.name,
+        "commit": numbers["run.commit"],
+        "hardware": numbers["run.hardware"],
+        "seeds": sorted({r.seed for r in preset.all_runs()}),
+        "training_seconds": numbers["training.seconds.total"],
+    }
+    with building(ROOT / "book" / "executed") as folder:
+        folder.mkdir()
+        for notebook in map(Path, sys.argv[split + 1 :]):
+            # The book shows one run per arm, under the arm's name.
+            name = notebook.stem.removesuffix("-s0").removesuffix(f"-{preset.main_patient}")
+            nbformat.write(with_title(notebook), folder / f"{name}.ipynb")
+        (folder / "numbers.json").write_text(json.dumps(numbers, indent=1))
+        (folder / "run.json").write_text(json.dumps(run, indent=1))
+        shutil.copytree(preset.folder / "tables", folder / "tables")
