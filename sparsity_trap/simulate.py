@@ -35,20 +35,6 @@ from .histology import draw_stain, render
 BIN_UM = 2.0
 LABEL_UM = 8.0
 
-#: Ensembl gene numbers ("ENSG" and eleven digits) of the panel.
-_ENSEMBL: dict[str, int] = {
-    "MT-ATP6": 198899, "MT-ND4": 198886, "MT-CO3": 198938, "MT-CO2": 198712, "MT-CYB": 198727,
-    "MT-ND3": 198840, "MT-ND4L": 212907, "MT-ND2": 198763, "MT-ND1": 198888, "MT-ND5": 198786,
-    "PIGR": 162896, "LCN2": 148346, "MUC12": 205277, "FCGBP": 275395, "CEACAM5": 105388,
-    "EPCAM": 119888, "PHGR1": 233041, "TSPAN8": 127324, "KRT8": 170421, "OLFM4": 102837,
-    "CEACAM6": 86548, "CD24": 272398, "VIM": 26025, "COL3A1": 168542, "DES": 175084,
-    "TAGLN": 149591, "COL1A1": 108821, "COL1A2": 164692, "IGKC": 211592, "IGHG1": 211896,
-    "JCHAIN": 132465, "CD74": 19582, "IGHA1": 211895, "IGHM": 211899, "TMSB4X": 205542,
-    "TMSB10": 34510, "ACTB": 75624, "FTH1": 167996, "B2M": 166710, "OAZ1": 104904,
-    "FTL": 87086, "EEF1G": 254772, "CFL1": 172757, "HSPA8": 109971, "S100A6": 197956,
-    "CST3": 101439, "S100A10": 197747, "LGALS3": 131981, "SYNGR2": 108639, "PYGB": 100994,
-}  # fmt: skip
-
 _GROUPS: dict[str, tuple[Kind, ...]] = {
     "epithelium": (Kind.ABSORPTIVE, Kind.GOBLET, Kind.CRYPT_BASE, Kind.TUMOUR),
     "plasma": (Kind.PLASMA_IGA, Kind.PLASMA_IGG),
@@ -502,7 +488,8 @@ def _write_matrix(
     """Write a Space Ranger (Cell Ranger v3) feature-barcode matrix, bins in columns."""
     panel = len(PANEL)
     features = {
-        "id": [f"ENSG{_ENSEMBL[gene]:011d}" for gene in PANEL],
+        # Symbols, not Ensembl identifiers: nothing real is claimed of a simulated feature.
+        "id": PANEL,
         "name": list(PANEL),
         "feature_type": ["Gene Expression"] * panel,
         "genome": ["GRCh38"] * panel,

@@ -66,7 +66,7 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
                 progress_bar=False,
                 cwd=str(script.resolve().parent),
                 # Kernel and client share a machine: no port, and no warning about an open one.
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}}),
             )
         except PapermillExecutionError as error:
             if error.ename == "UserError":
