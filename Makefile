@@ -12,14 +12,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
-export PYTHONPATH := $(CURDIR)/workflow
+export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(or $(GPUS),$(CORES)) \
-	--config preset=$(PRESET) source=$(SOURCE) --rerun-triggers mtime params input --rerun-incomplete \
-	--logger sparsity-trap
+	--config preset=$(PRESET) source=$(SOURCE) --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results test lint clean
+.PHONY: help env book results plan test lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger]"
@@ -44,11 +43,14 @@ $(STAMP): requirements.lock.txt pyproject.toml
 	@touch $@
 
 book: $(STAMP)  ## run the preset and build the book: _build/html/index.html
-	@$(SNAKEMAKE) book
+	@$(SNAKEMAKE) --logger sparsity-trap -- book
 	@echo "the book: $(CURDIR)/_build/html/index.html"
 
 results: $(STAMP)  ## run the preset without building the book
-	@$(SNAKEMAKE) results
+	@$(SNAKEMAKE) --logger sparsity-trap -- results
+
+plan: $(STAMP)  ## list the steps that `make book` would run
+	@$(SNAKEMAKE) --dry-run --quiet host reason -- book
 
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@$(BIN)/python -m pytest

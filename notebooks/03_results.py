@@ -66,7 +66,9 @@ rounded.style.format(formats, na_rep="undefined").hide(axis="index")
 # Published values for comparison (patient P5, real sections, Virchow2; {numref}`tab-published` explains the arms). Arms A, B, C and V7 are not part of this preset.
 
 # %% tags=["remove-input"]
-published.ARMS.style.format(precision=3, na_rep="–").hide(axis="index")
+published.ARMS.rename(columns=shown | {"trained_at": "trained at"}).style.format(
+    precision=3, na_rep="–"
+).hide(axis="index")
 
 # %% [markdown]
 # ## Training dynamics

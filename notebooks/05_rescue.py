@@ -14,6 +14,8 @@ preset = "smoke"
 source = ""
 
 # %% tags=["remove-cell"]
+import pandas as pd
+
 from sparsity_trap import figures, published, results, stats, steps
 from sparsity_trap.config import Run, load_preset
 
@@ -62,7 +64,12 @@ figures.rescue_panels(store, largest, mse.predictions, poisson.predictions, gene
 # The published columns come from real sections and another encoder.
 
 # %% tags=["remove-input"]
-columns = ["pcc_8um_mse", "pcc_8um_poisson", "delta_ssim_2um"]
-own = genes.set_index("gene")[columns].add_suffix(", this run")
-theirs = published.RESCUES.set_index("gene")[columns].add_suffix(", published")
-theirs.join(own)[sorted([*theirs.columns, *own.columns])].style.format("{:.3f}", na_rep="undefined")
+columns = {
+    "pcc_8um_mse": "PCC 8 µm, MSE",
+    "pcc_8um_poisson": "PCC 8 µm, Poisson",
+    "delta_ssim_2um": "gain in SSIM 2 µm",
+}
+sides = {"published": published.RESCUES, "this run": genes}
+beside = pd.concat({k: t.set_index("gene")[list(columns)] for k, t in sides.items()}, axis=1)
+beside = beside.loc[published.RESCUES["gene"]].rename(columns=columns).swaplevel(axis=1)
+beside[list(columns.values())].style.format("{:.3f}", na_rep="undefined")

@@ -123,9 +123,9 @@ class Hist2ST(nn.Module):
         # near zero. The norm here and the skip around the graph, which the original lacks, let
         # the decoder learn within a few hundred steps.
         self.norm = nn.LayerNorm(width)
-        stages: list[nn.Module] = [nn.Dropout2d(settings.dropout)]
+        stages: list[nn.Module] = []
         for _ in range(int(math.log2(BINS_PER_TOKEN))):
-            narrower = max(width // 2, 16)
+            narrower = max(width // 2, 32)
             stages += [
                 # Transposed 2 × 2 convolutions do not overlap: no chequerboard, and a fraction
                 # of the cost of a 3 × 3 convolution at 2 µm.

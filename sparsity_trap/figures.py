@@ -6,6 +6,7 @@ everywhere (Okabe-Ito palette, safe for colour-blind readers).
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 
@@ -53,9 +54,17 @@ _COUNTS_MAP = plt.get_cmap("magma").with_extremes(bad="#EDEDED")
 _SCORE_MAP = plt.get_cmap("cividis").with_extremes(bad="#EDEDED")
 
 
+class Exhibit(Figure):
+    """A figure that notebooks show by itself, whatever the backend, and once."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options):
-    """Like `pyplot.subplots`, but unknown to pyplot, which would show the figure a second time."""
-    figure = Figure(figsize=figsize)
+    figure = Exhibit(figsize=figsize)
     return figure, figure.subplots(rows, columns, **options)
 
 
@@ -97,7 +106,7 @@ def section_overview(store: PatchStore) -> Figure:
 
 
 def patch_gallery(store: PatchStore, genes: Sequence[str], number: int = 3) -> Figure:
-    """The patches with most counts of the given genes: image, tissue mask and counts at 2 µm."""
+    """Patches spread over the section: image, tissue mask and counts of some genes at 2 µm."""
     chosen = np.linspace(0, len(store) - 1, number).astype(int)
     figure, axes = _subplots(
         number, 2 + len(genes), figsize=(1.75 * (2 + len(genes)), 1.8 * number), squeeze=False
@@ -182,7 +191,7 @@ def collapse_and_recovery(
     gene
         Gene of the upper row.
     """
-    figure = Figure(figsize=(9.4, 6.4))
+    figure = Exhibit(figsize=(9.4, 6.4))
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     index = store.genes.index(gene)
     patch = _richest_patch(store, index)
@@ -242,11 +251,20 @@ def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, sour
         own = (shown["category"] == category).to_numpy()
         if own.any():
             axis.scatter(x[own], y[own], s=26, color=colour, ec="w", lw=0.5, label=category)
-    for i in np.argsort(-np.abs(y - np.median(y)))[:6]:
+    farthest = np.argsort(-np.abs(y - np.median(y)))[:6]
+    for rank, i in enumerate(farthest[np.argsort(y[farthest])]):
+        # Neighbours in height are named on opposite sides, so that names do not overlap.
+        right = rank % 2 == 0
         axis.annotate(
-            shown["gene"].iloc[i], (x[i], y[i]), xytext=(4, 3), textcoords="offset points",
-            fontsize=6.5, style="italic",
-        )  # fmt: skip
+            shown["gene"].iloc[i],
+            (x[i], y[i]),
+            xytext=(5 if right else -5, 0),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=6.5,
+            style="italic",
+        )
     axis.axhline(0, color="#888888", lw=0.6)
     axis.set_xlabel("sparsity (% of in-tissue 2 µm bins with count 0)")
     axis.set_ylabel("gain in PCC at 8 µm, Poisson (E) − MSE (D)")

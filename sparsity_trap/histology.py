@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .anatomy import STEP_UM, Anatomy, Body, Kind, Region, smooth_field
+from sparsity_trap.anatomy import STEP_UM, Anatomy, Body, Kind, Region, smooth_field
 
 _TILE_UM = 512.0
 _PAD_UM = 24.0  # longer than half a nucleus or vacuole, so stamps cross tile borders unseen

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import sys
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -25,12 +22,21 @@ import tifffile
 import zarr
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
-from .anatomy import STEP_UM, Anatomy, Kind, Region, grow_section, section_from_kinds, smooth_field
-from .config import Simulation, UserError
-from .genes import PANEL, panel_table
-from .histology import draw_stain, render
+from sparsity_trap.anatomy import (
+    STEP_UM,
+    Anatomy,
+    Kind,
+    Region,
+    grow_section,
+    section_from_kinds,
+    smooth_field,
+)
+from sparsity_trap.config import Simulation, UserError
+from sparsity_trap.files import building
+from sparsity_trap.genes import PANEL, panel_table
+from sparsity_trap.histology import draw_stain, render
+from sparsity_trap.progress import track
 
 BIN_UM = 2.0
 LABEL_UM = 8.0
@@ -248,8 +254,7 @@ def simulate_section(
         The cell-type map is missing and cannot be fetched, differs from the published file, or
         does not exist for this patient.
     """
-    outs = Path(outs)
-    bar = tqdm(total=5, desc=f"{patient} {source}", disable=not sys.stderr.isatty(), leave=False)
+    bar = track(range(5), f"simulating {patient}", "part")
     matrix = bin_to_pixel(patient, settings)
     if source == "tissue-map":
         anatomy = _anatomy_from_map(patient, settings, labels, matrix)
@@ -262,25 +267,17 @@ def simulate_section(
     image = render(anatomy, stain, settings.pixel_um, _rng(settings, patient, "paint"))
     bar.update()
 
-    build = outs.with_name(f".{outs.name}.{os.getpid()}.partial")
-    shutil.rmtree(build, ignore_errors=True)
-    square = build / "binned_outputs" / "square_002um"
-    (square / "spatial").mkdir(parents=True)
-    try:
-        _write_image(build, square, image, settings)
+    with building(Path(outs)) as partial:
+        square = partial / "binned_outputs" / "square_002um"
+        (square / "spatial").mkdir(parents=True)
+        _write_image(partial, square, image, settings)
         del image
         bar.update()
         tissue = _write_positions(square, anatomy, matrix, settings)
-        _write_counts(build, square, anatomy, matrix, tissue, patient, settings, source)
-        bar.update(2)
-        old = outs.with_name(f".{outs.name}.{os.getpid()}.old")
-        if outs.exists():
-            outs.rename(old)
-        build.rename(outs)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
-        bar.close()
+        bar.update()
+        _write_counts(partial, square, anatomy, matrix, tissue, patient, settings, source)
+        bar.update()
+    bar.close()
 
 
 def _write_image(build: Path, square: Path, image: np.ndarray, settings: Simulation) -> None:

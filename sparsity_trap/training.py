@@ -233,7 +233,7 @@ def fit(
                 "seconds": time.perf_counter() - start,
             }
         )
-        progress.set_postfix(loss=f"{validation_loss:.4g}", pcc=f"{validation_pcc:.3f}")
+        progress.set_postfix(pcc=f"{validation_pcc:.3f}")
         if validation_loss < best:
             best, best_epoch = validation_loss, epoch
             best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}

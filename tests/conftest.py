@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real validation data; tests that need it are skipped where it is absent."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    default = ROOT.parent / "shared" / "data"
     folder = Path(os.environ.get("SPARSITY_TRAP_SHARED_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"real validation data not found at {folder}; set SPARSITY_TRAP_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_book(tmp_path_factory) -> Path:
+    """A copy of the checkout, with this environment, after `make book PRESET=smoke`."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST"))}
+    done = subprocess.run(
+        ["make", "book", "PRESET=smoke"], cwd=folder, capture_output=True, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -14,16 +14,20 @@ from sparsity_trap.config import ROOT, load_preset
 from sparsity_trap.files import building
 
 
-def with_title(path: Path) -> nbformat.NotebookNode:
-    """Turn the output of the cell tagged ``title`` into the heading of the page.
+def as_page(path: Path) -> nbformat.NotebookNode:
+    """Executed notebook as a page: its title as text, papermill's parameters out of sight.
 
-    A title that depends on a parameter is computed, but the book takes titles from text alone.
+    A title that depends on a parameter is the output of the cell tagged ``title``, but the book
+    takes titles from text alone.
     """
     notebook = nbformat.read(path, as_version=4)
     for i, cell in enumerate(notebook.cells):
-        if "title" in cell.metadata.get("tags", []):
+        tags = cell.metadata.get("tags", [])
+        if "title" in tags:
             heading = cell.outputs[0]["data"]["text/markdown"]
             notebook.cells[i] = nbformat.v4.new_markdown_cell(heading)
+        elif "injected-parameters" in tags:
+            cell.metadata["tags"] = [*tags, "remove-cell"]
     return notebook
 
 
@@ -45,7 +49,7 @@ if __name__ == "__main__":
         for notebook in map(Path, sys.argv[split + 1 :]):
             # The book shows one run per arm, under the arm's name.
             name = notebook.stem.removesuffix("-s0").removesuffix(f"-{preset.main_patient}")
-            nbformat.write(with_title(notebook), folder / f"{name}.ipynb")
+            nbformat.write(as_page(notebook), folder / f"{name}.ipynb")
         (folder / "numbers.json").write_text(json.dumps(numbers, indent=1))
         (folder / "run.json").write_text(json.dumps(run, indent=1))
         shutil.copytree(preset.folder / "tables", folder / "tables")

@@ -1,0 +1,72 @@
+"""Presets: the shipped ones are valid, mistakes end in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from sparsity_trap import config
+from sparsity_trap.config import UserError, load_preset
+
+
+@pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])
+def test_shipped_presets_hold_the_published_contrast(name):
+    preset = load_preset(name)
+    d, e = preset.arm("D"), preset.arm("E")
+    assert (d.loss, d.link, d.bias) == ("mse", "softplus", 0)
+    assert (e.loss, e.link, e.bias) == ("poisson", "exp", -3)
+    assert {r.arm for r in preset.all_runs() if r.test_patient == preset.main_patient} >= {"D", "E"}
+
+
+def test_test_patient_is_not_among_its_training_patients():
+    preset = load_preset("laptop")
+    for run in preset.all_runs():
+        assert run.test_patient not in preset.training_patients(run.test_patient)
+        assert len(preset.training_patients(run.test_patient)) == len(preset.patients) - 1
+
+
+def test_sources_do_not_share_a_folder():
+    folders = {load_preset("laptop", s).folder for s in (None, "simulated", "tissue-map")}
+    assert len(folders) == 2
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a changed copy of the smoke preset and return its name."""
+    original = yaml.safe_load((config.PRESETS / "smoke.yaml").read_text())
+
+    def run(change) -> str:
+        changed = change(original)
+        text = changed if isinstance(changed, str) else yaml.safe_dump(original)
+        (tmp_path / "mine.yaml").write_text(text)
+        monkeypatch.setattr(config, "PRESETS", tmp_path)
+        return "mine"
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["training"].update(epoch=3), "unknown key 'training.epoch'"),
+        (lambda c: c["training"].update(lr=-1), "key 'training.lr'"),
+        (lambda c: c.pop("patients"), "key 'patients' is missing"),
+        (lambda c: c["runs"][0].update(arms=["Z"]), "arm 'Z' does not exist; arms are D, E"),
+        (lambda c: c["runs"][0].update(test_patients=["P9"]), "test patient 'P9'"),
+        (lambda c: c["arms"]["D"].update(loss="mae"), "key 'arms.D.loss'"),
+        (lambda c: "a: [", "not valid YAML"),
+        (lambda c: "just text", "must be a mapping"),
+    ],
+)
+def test_mistakes_name_file_and_key(write, change, message):
+    with pytest.raises(UserError) as error:
+        load_preset(write(change))
+    assert "mine.yaml" in str(error.value) and message in str(error.value)
+    assert "\n" not in str(error.value).split("not valid YAML")[0]
+
+
+def test_unknown_preset_and_arm_list_the_choices():
+    with pytest.raises(UserError, match="preset 'huge' does not exist.*laptop, paper, smoke"):
+        load_preset("huge")
+    with pytest.raises(UserError, match="arm 'Q' does not exist.*D, E"):
+        load_preset("smoke").arm("Q")

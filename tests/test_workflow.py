@@ -1,0 +1,145 @@
+"""The chain from one command, in a copy of the repository: the smoke book, twice, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST"))}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, env=environment
+    )
+
+
+def test_book_and_results_exist(smoke_book):
+    results = smoke_book / "results" / "smoke"
+    assert (smoke_book / "_build" / "html" / "index.html").is_file()
+    numbers = json.loads((results / "numbers.json").read_text())
+    genes = pd.read_parquet(results / "runs" / "E-P5-s0" / "genes.parquet")
+    assert numbers["arm.E.pcc_8um"] == pytest.approx(genes["pcc_8um"].mean())
+    assert numbers["cohort.sparsity.P5"] == pytest.approx(genes["sparsity"].mean(), abs=0.02)
+    for table, rows in (("S1_genes", 50), ("S2_categories", 8), ("S3_quartiles", 4)):
+        assert len(pd.read_csv(results / "tables" / f"{table}.csv")) == rows
+
+
+def test_numbers_in_prose_are_those_of_the_run(smoke_book):
+    numbers = json.loads((smoke_book / "results" / "smoke" / "numbers.json").read_text())
+    page = (smoke_book / "_build" / "html" / "book" / "index.html").read_text()
+    assert f"{numbers['arm.D.pcc_8um']:.3f}".replace("-", "−") in page
+    assert f"{numbers['ssim.zeros']:.3f}" in page
+
+
+def test_every_page_and_figure_says_that_the_data_are_simulated(smoke_book):
+    html = smoke_book / "_build" / "html"
+    pages = [p for p in html.rglob("*.html") if (html / "book") in p.parents]
+    assert len(pages) >= 15
+    assert all("Simulated sections" in page.read_text() for page in pages)
+
+
+def test_second_make_book_finds_nothing_to_do(smoke_book):
+    index = smoke_book / "_build" / "html" / "index.html"
+    before = index.stat().st_mtime_ns
+    done = make(smoke_book, "book", "PRESET=smoke")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    assert index.stat().st_mtime_ns == before
+
+
+def test_edited_analysis_notebook_does_not_train_again(smoke_book):
+    script = smoke_book / "notebooks" / "04_sparsity.py"
+    text = script.read_text()
+    try:
+        script.write_text(text.replace("## By category", "## Per category"))
+        done = make(smoke_book, "plan", "PRESET=smoke")
+    finally:
+        script.write_text(text)
+        # Leave the tree as up to date as it was.
+        os.utime(script, (0, 0))
+    steps = done.stdout + done.stderr
+    assert done.returncode == 0, steps
+    assert "analysis" in steps and "html" in steps
+    assert "train" not in steps.replace("02_train", "") and "rule data" not in steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["book", "PRESET=huge"], "error: preset 'huge' does not exist"),
+        (["book", "PRESET=smoke", "SOURCE=moon"], "key 'source'"),
+        (["book", "PRESET=smoke", "SOURCE=spaceranger"], "outs does not exist: put the Space"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_in_a_sentence(smoke_book, arguments, sentence):
+    done = make(smoke_book, *arguments)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        (["preset=smoke", "arms=E"], "parameter 'arms' does not exist: choose from preset, source"),
+        (["preset"], "parameter 'preset' has no value"),
+        (["preset=smoke", "arm=Q"], "arm 'Q' does not exist in preset 'smoke': choose one of D, E"),
+        (["preset=huge"], "preset 'huge' does not exist"),
+    ],
+)
+def test_notebook_parameters_are_checked(tmp_path, parameters, sentence):
+    output = tmp_path / "out.ipynb"
+    command = [sys.executable, "workflow/execute_notebook.py", "notebooks/02_train.py", str(output)]
+    done = subprocess.run([*command, *parameters], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
+    folder = smoke_book / "results" / "smoke" / "notebooks"
+    notebooks = sorted(folder.glob("*.ipynb"))
+    assert len(notebooks) == 3 + 2 + 3
+    for path in notebooks:
+        cells = nbformat.read(path, as_version=4).cells
+        assert any("injected-parameters" in c.metadata.get("tags", []) for c in cells)
+        for cell in cells:
+            if "figure" in cell.metadata.get("mystnb", {}):
+                assert ["image/png" in output["data"] for output in cell.outputs] == [True], path
+        kinds = [output.output_type for c in cells for output in c.get("outputs", [])]
+        assert "error" not in kinds
+
+
+def test_chromium_shows_pages_without_console_errors(smoke_book, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    html = smoke_book / "_build" / "html"
+    for name in ("book/index", "book/problem", "book/executed/04_sparsity"):
+        done = subprocess.run(
+            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+             "--no-first-run", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--allow-file-access-from-files", "--enable-logging=stderr",
+             "--virtual-time-budget=8000", f"--user-data-dir={tmp_path}/{Path(name).name}",
+             "--dump-dom", (html / f"{name}.html").as_uri()],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        errors = [
+            line for line in done.stderr.splitlines()
+            if "CONSOLE" in line and ("Error" in line or "Failed" in line) and "CORS" not in line
+        ]  # fmt: skip
+        assert done.stdout and not errors
+        if name.endswith("04_sparsity"):
+            assert 'class="main-svg"' in done.stdout, "the plotly figure was not drawn"
