@@ -29,7 +29,7 @@ association = stats.sparsity_association(genes)
 
 # %% [markdown]
 # Over {val}`sparsity.n_genes` genes, sparsity and the gain from D to E have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to
-# {val}`sparsity.ci_high:+.2f`, p = {val}`sparsity.p_value:.2g`). The publication printed ρ = 0.243 for 50 genes, which has p ≈ 0.09, not the p < 0.001 printed beside it.
+# {val}`sparsity.ci_high:+.2f`, p = {val}`sparsity.p_value:.2g`). The publication printed ρ = {val}`published.rho` for 50 genes with p < 0.001; that correlation over 50 genes has p = {val}`published.p_value:.2g`.
 # Without the mitochondrial genes, the least sparse of the panel, this run's ρ is {val}`sparsity.without_mitochondrial.rho:+.2f` (p = {val}`sparsity.without_mitochondrial.p_value:.2g`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity, one point per gene. Line: least squares, with a bootstrap band over genes."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category"}}

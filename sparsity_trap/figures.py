@@ -271,7 +271,7 @@ def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, sour
     axis.set_title(
         f"Spearman ρ = {association.rho:.2f} "
         f"[{association.ci_low:.2f}, {association.ci_high:.2f}], "
-        f"p = {association.p_value:.2g}, {association.n_genes} genes",
+        f"p = {association.p_value:.2g}, {association.n_genes} genes".replace("-", "−"),
         loc="left",
     )
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -305,7 +305,7 @@ def category_bars(by_category: pd.DataFrame, published: pd.DataFrame, source: st
     axis.set_yticks(y, labels)
     axis.axvline(0, color="#888888", lw=0.6)
     axis.set_xlabel("mean gain in PCC at 8 µm, Poisson (E) − MSE (D); in brackets, genes gained")
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1))
     return mark(figure, source)
 
 
@@ -468,14 +468,14 @@ def sparsity_browser(table: pd.DataFrame, source: str):
     figure.update_layout(
         template="plotly_white",
         height=430,
-        margin={"l": 60, "r": 10, "t": 20, "b": 60},
+        margin={"l": 60, "r": 30, "t": 30, "b": 60},
         xaxis_title="sparsity (% of in-tissue 2 µm bins with count 0)",
         yaxis_title="gain in PCC at 8 µm, E − D",
-        legend={"orientation": "h", "y": 1.12},
+        legend={"orientation": "h", "y": -0.2},
     )
     if source in MARKS:
         figure.add_annotation(
-            text=MARKS[source], xref="paper", yref="paper", x=1, y=-0.17, showarrow=False,
+            text=MARKS[source], xref="paper", yref="paper", x=1, y=1.07, showarrow=False,
             font={"size": 10, "color": "#A32020"},
         )  # fmt: skip
     return figure
@@ -491,7 +491,7 @@ def show(figure, name: str):
             full_html=False,
             include_plotlyjs="../../_assets/plotly.min.js" if in_book else True,
             include_mathjax=False,
-            div_id=f"fig-{name}",
+            div_id=f"plot-{name}",
             config={"displaylogo": False, "responsive": True},
         )
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from sparsity_trap import metrics, stats, steps
+from sparsity_trap import metrics, published, stats, steps
 from sparsity_trap.config import Preset, Run, UserError
 from sparsity_trap.files import building
 from sparsity_trap.patches import PatchStore
@@ -172,6 +172,11 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
         f"sparsity.without_mitochondrial.{key}": without.loc["mitochondrial", key]
         for key in ("rho", "p_value")
         if "mitochondrial" in without.index
+    }
+    rho, n_genes = (published.SUMMARY[key] for key in ("rho", "n_genes"))
+    values |= {
+        "published.rho": rho,
+        "published.p_value": stats.spearman_p_value(rho, n_genes),
     }
     values |= {"run.commit": commit(), "run.hardware": hardware()}
     return {key: _plain(value) for key, value in values.items()}
