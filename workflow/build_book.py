@@ -22,16 +22,15 @@ def main() -> int:
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
-        bar = track(range(200), "building the book", "%")
-        done = 0
+        bar = track(range(100), "building the book", "%")
         for line in process.stdout:
             log.append(line)
             # Sphinx reads all pages, then writes them; each phase prints its percentage.
-            found = re.search(r"(reading sources|writing output)\.\.\. \[\s*(\d+)%\]", line)
+            plain = re.sub(r"\x1b\[[\d;]*m", "", line)
+            found = re.search(r"(reading sources|writing output)\.\.\. \[ *(\d+)%\]", plain)
             if found:
-                now = int(found[2]) + 100 * found[1].startswith("writing")
-                bar.update(max(0, now - done))
-                done = max(done, now)
+                now = int(found[2]) // 2 + 50 * found[1].startswith("writing")
+                bar.update(max(0, now - bar.n))
         bar.close()
     if process.returncode:
         sys.stderr.writelines(log)

@@ -65,7 +65,8 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(script.resolve().parent),
-                # Kernel and client share a machine: no port, and no warning about an open one.
+                # Kernel and client share a machine: no open port, and no log of the kernel's own.
+                extra_arguments=["--log-level=50"],
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}}),
             )
         except PapermillExecutionError as error:
