@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sparsity_trap.metrics import bin_mask, bin_sum
 from sparsity_trap.patches import PATCH_BINS, PatchStore, assemble
@@ -168,6 +169,7 @@ def training_dynamics(logs: dict[str, pd.DataFrame], source: str) -> Figure:
     axes[1].set_ylabel("held-out PCC at 8 µm (mean over genes)")
     for axis in axes:
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].legend(title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5)
     return mark(figure, source)
 
@@ -251,20 +253,7 @@ def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, sour
         own = (shown["category"] == category).to_numpy()
         if own.any():
             axis.scatter(x[own], y[own], s=26, color=colour, ec="w", lw=0.5, label=category)
-    farthest = np.argsort(-np.abs(y - np.median(y)))[:6]
-    for rank, i in enumerate(farthest[np.argsort(y[farthest])]):
-        # Neighbours in height are named on opposite sides, so that names do not overlap.
-        right = rank % 2 == 0
-        axis.annotate(
-            shown["gene"].iloc[i],
-            (x[i], y[i]),
-            xytext=(5 if right else -5, 0),
-            textcoords="offset points",
-            ha="left" if right else "right",
-            va="center",
-            fontsize=6.5,
-            style="italic",
-        )
+    _name_farthest(axis, x, y, shown["gene"].to_list())
     axis.axhline(0, color="#888888", lw=0.6)
     axis.set_xlabel("sparsity (% of in-tissue 2 µm bins with count 0)")
     axis.set_ylabel("gain in PCC at 8 µm, Poisson (E) − MSE (D)")
@@ -276,6 +265,21 @@ def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, sour
     )
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return mark(figure, source)
+
+
+def _name_farthest(axis: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
+    """Name the six points farthest from the median, but for names that would overlap."""
+    taken: dict[str, list[float]] = {"left": [], "right": []}
+    gap = 0.035 * np.ptp(y)
+    for i in np.argsort(-np.abs(y - np.median(y)))[:6]:
+        for side, shift in (("left", 5), ("right", -5)):
+            if all(abs(y[i] - other) > gap for other in taken[side]):
+                axis.annotate(
+                    names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
+                    ha=side, va="center", fontsize=6.5, style="italic",
+                )  # fmt: skip
+                taken[side].append(y[i])
+                break
 
 
 def _bootstrap_line(x: np.ndarray, y: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -475,7 +479,7 @@ def sparsity_browser(table: pd.DataFrame, source: str):
     )
     if source in MARKS:
         figure.add_annotation(
-            text=MARKS[source], xref="paper", yref="paper", x=1, y=1.07, showarrow=False,
+            text=MARKS[source], xref="paper", yref="paper", x=0, y=1.07, showarrow=False,
             font={"size": 10, "color": "#A32020"},
         )  # fmt: skip
     return figure
