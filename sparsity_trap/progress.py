@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 VARIABLE = "SPARSITY_TRAP_PROGRESS"
 
 
-def track(items: Iterable[Item], label: str, unit: str = "step", total: int | None = None):
+def track(items: Iterable[Item], label: str, unit: str):
     """Iterate with a progress bar: in the notebook, in the terminal, or in the workflow's display.
 
     Parameters
@@ -26,19 +26,19 @@ def track(items: Iterable[Item], label: str, unit: str = "step", total: int | No
         What is being done, in a few words.
     unit
         Name of one item.
-    total
-        Number of items where ``items`` has no length.
 
     Returns
     -------
     A tqdm bar, iterable once.
     """
+    return tqdm(items, desc=label, unit=unit, mininterval=0.5, **display_options())
+
+
+def display_options() -> dict[str, object]:
+    """Options that send a tqdm bar to the workflow's display; none outside the workflow."""
     path = os.environ.get(VARIABLE)
     if not path:
-        return tqdm(items, desc=label, unit=unit, total=total, mininterval=0.5)
-    from tqdm import tqdm as plain
-
+        return {}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Line buffering hands every refresh over at once; the bar's carriage return ends it.
-    stream = open(path, "w", buffering=1)  # noqa: SIM115 - lives as long as the bar
-    return plain(items, desc=label, unit=unit, total=total, mininterval=0.5, file=stream, ncols=88)
+    # Line buffering hands every refresh over at once. Bars of a step share the file.
+    return {"file": open(path, "a", buffering=1), "ncols": 88}  # noqa: SIM115 - open while drawn

@@ -23,6 +23,7 @@ from traitlets.config import Config
 
 from sparsity_trap.config import UserError
 from sparsity_trap.files import building
+from sparsity_trap.progress import display_options
 
 
 def parse(pairs: list[str], allowed: dict) -> dict:
@@ -63,7 +64,7 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
                 str(executed),
                 parameters,
                 kernel_name="python3",
-                progress_bar=False,
+                progress_bar={"desc": "cells", **display_options()},
                 cwd=str(script.resolve().parent),
                 # Kernel and client share a machine: no open port, and no log of the kernel's own.
                 extra_arguments=["--log-level=50"],
