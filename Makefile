@@ -4,8 +4,10 @@ PRESET ?= laptop
 SOURCE ?=
 PYTHON ?= python3.11
 # Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
-LABELS ?= $(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels)
+LABELS ?= $(or $(SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
+# Trainings at a time: one on a GPU, as many as cores without.
+GPUS ?= $(if $(shell command -v nvidia-smi),1,$(CORES))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ STAMP := $(VENV)/.installed
 export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
-SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(or $(GPUS),$(CORES)) \
+SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) \
 	--config preset=$(PRESET) source=$(SOURCE) --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
@@ -34,7 +36,7 @@ $(STAMP): requirements.lock.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^uv==' requirements.lock.txt)
 	@echo "[2/3] installing torch"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 $(shell grep '^torch==' requirements.lock.txt) \
+	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(shell grep '^torch==' requirements.lock.txt) \
 		$(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 	@echo "[3/3] installing the locked packages"
 	@grep -v '^torch==' requirements.lock.txt > $(VENV)/requirements.txt

@@ -56,7 +56,7 @@ figures.section_overview(store)
 # %% [markdown]
 # ## Patches
 #
-# What a model sees, and what it is asked to predict. At 2 µm almost every bin holds a zero.
+# What a model sees, and what it is asked to predict. At 2 µm most bins of most genes hold a zero.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Patches from the section: H&E, tissue mask, and counts at 2 µm of four genes (colour scale from 0 to 3 UMI)."}, "image": {"alt": "Patches with H&E, mask and counts of four genes"}}
 figures.patch_gallery(store, ["MT-CO3", "CEACAM5", "COL1A1", "IGKC"])

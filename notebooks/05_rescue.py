@@ -17,17 +17,12 @@ source = ""
 import pandas as pd
 
 from sparsity_trap import figures, published, results, stats, steps
-from sparsity_trap.config import Run, load_preset
+from sparsity_trap.config import load_preset
 
 settings = load_preset(preset, source or None)
-patient = settings.main_patient
-seed = min(r.seed for r in settings.all_runs() if r.test_patient == patient)
-mse, poisson = (
-    results.load(settings, Run(arm=arm, test_patient=patient, seed=seed))
-    for arm in (results.MSE_ARM, results.POISSON_ARM)
-)
+mse, poisson = results.contrast(settings)
 genes = stats.gene_table(mse.genes, poisson.genes)
-store = steps.store(settings, patient)
+store = steps.store(settings, settings.main_patient)
 
 # %% [markdown]
 # The gene that gains most from D to E in this run is {val}`delta.best_gene` ({val}`delta.best_gain:+.3f` in PCC at 8 µm).

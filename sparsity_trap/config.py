@@ -12,10 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
 
+#: Width of a native bin, µm.
+BIN_UM = 2.0
+
 Source = Literal["simulated", "tissue-map", "spaceranger"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+#: The published contrast, MSE and Poisson at 2 µm, and MSE with the Poisson arm's link and bias.
+MSE_ARM, POISSON_ARM, MATCHED_ARM = "D", "E", "D-matched"
+
+#: Patients and arms name folders and files.
+Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
 
 
 class UserError(Exception):
@@ -54,7 +64,7 @@ class Encoder(_Strict):
     name: str = Field("filterbank", description="filterbank, or a timm model name")
     dihedral: bool = Field(True, description="cache all eight flips and rotations")
     jitter_views: int = Field(1, ge=0, description="colour-jittered copies per dihedral view")
-    jitter: tuple[float, float, float, float] = Field(
+    jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Field(ge=0, le=0.5)]] = Field(
         (0.1, 0.1, 0.1, 0.02), description="brightness, contrast, saturation, hue"
     )
 
@@ -83,6 +93,12 @@ class Decoder(_Strict):
     dropout: Fraction = 0.1
     self_loop: bool = False
 
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Decoder:
+        if self.hidden % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
+        return self
+
 
 class Arm(_Strict):
     """One cell of the comparison: decoder, loss, link and head bias."""
@@ -97,9 +113,9 @@ class Arm(_Strict):
 class Runs(_Strict):
     """Arms to train for the given test patients and seeds."""
 
-    arms: list[str]
-    test_patients: list[str]
-    seeds: list[int] = [0]
+    arms: list[Name] = Field(min_length=1)
+    test_patients: list[Name] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
 
 
 class Run(_Strict):
@@ -119,31 +135,52 @@ class Preset(_Strict):
 
     name: str
     source: Source = "simulated"
-    patients: list[str]
-    main_patient: str = Field(description="test patient shown in figures and tables")
+    patients: list[Name]
+    main_patient: Name = Field(description="test patient shown in figures and tables")
     simulation: Simulation
     patches: Patches = Patches()
     encoder: Encoder = Encoder()
     decoder: Decoder = Decoder()
     training: Training
-    arms: dict[str, Arm]
+    arms: dict[Name, Arm]
     runs: list[Runs]
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Preset:
+    def _runs_are_possible(self) -> Preset:
         for group in self.runs:
             for arm in group.arms:
                 if arm not in self.arms:
-                    raise ValueError(
-                        f"runs: arm '{arm}' does not exist; arms are {', '.join(self.arms)}"
-                    )
+                    choices = ", ".join(self.arms)
+                    raise ValueError(f"runs: arm '{arm}' does not exist; arms are {choices}")
             for patient in group.test_patients:
                 if patient not in self.patients:
+                    choices = ", ".join(self.patients)
                     raise ValueError(
-                        f"runs: test patient '{patient}' is not one of patients {', '.join(self.patients)}"
+                        f"runs: test patient '{patient}' is not one of patients {choices}"
                     )
         if self.main_patient not in self.patients:
             raise ValueError(f"main_patient '{self.main_patient}' is not one of patients")
+        if len(set(self.patients)) < max(2, len(self.patients)):
+            raise ValueError("patients: name at least two, each once; one is left out for testing")
+        tested = {r.arm for r in self.all_runs() if r.test_patient == self.main_patient}
+        if missing := {MSE_ARM, POISSON_ARM} - tested:
+            raise ValueError(
+                f"runs: add arm '{min(missing)}' with test patient '{self.main_patient}'; every "
+                f"figure compares {MSE_ARM} and {POISSON_ARM} on the main patient"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_mean_what_the_book_says(self) -> Preset:
+        for name, loss in ((MSE_ARM, "mse"), (POISSON_ARM, "poisson"), (MATCHED_ARM, "mse")):
+            if name in self.arms and self.arms[name].loss != loss:
+                raise ValueError(f"arms.{name}: loss must be '{loss}'; give another arm a new name")
+        if MATCHED_ARM in self.arms:
+            e, matched = self.arms[POISSON_ARM], self.arms[MATCHED_ARM]
+            if (e.decoder, e.link, e.bias) != (matched.decoder, matched.link, matched.bias):
+                raise ValueError(
+                    f"arms.{MATCHED_ARM}: decoder, link and bias must be those of arm {POISSON_ARM}"
+                )
         return self
 
     @property
@@ -239,5 +276,5 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def as_json(model: BaseModel) -> str:
-    """Stable JSON text of a settings object."""
-    return json.dumps(model.model_dump(mode="json"), sort_keys=True)
+    """Stable JSON text of a settings object, titles left out: they change no result."""
+    return json.dumps(model.model_dump(mode="json", exclude={"title"}), sort_keys=True)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsity_trap.config import Decoder as DecoderSettings
+from sparsity_trap.encoders import TOKEN_GRID
 
-TOKEN_GRID = 16
 BINS_PER_TOKEN = 8
 
 

@@ -23,11 +23,6 @@ from sparsity_trap.progress import track
 
 TOKEN_GRID = 16
 
-#: Short names for models that timm builds with arguments beyond its defaults.
-TIMM_MODELS: dict[str, tuple[str, dict]] = {
-    "virchow2": ("hf-hub:paige-ai/Virchow2", {"act_layer": nn.SiLU, "swiglu": True}),
-}
-
 # Optical density of haematoxylin, eosin and a residual, one stain per row (Ruifrok & Johnston
 # 2001, Anal Quant Cytol Histol 23:291-299); the residual is the cross product of the first two.
 _HAEMATOXYLIN = (0.650, 0.704, 0.286)
@@ -128,10 +123,10 @@ class TimmTokens(nn.Module):
     def __init__(self, name: str, pretrained: bool = True):
         super().__init__()
         timm = _import_timm()
-        model_name, extra = TIMM_MODELS.get(name, (name, {}))
-        extra = dict(extra)
-        if extra.pop("swiglu", False):
-            extra["mlp_layer"] = timm.layers.SwiGLUPacked
+        model_name, extra = name, {}
+        if name == "virchow2":
+            model_name = "hf-hub:paige-ai/Virchow2"
+            extra = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
         try:
             model = timm.create_model(
                 model_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **extra

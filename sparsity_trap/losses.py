@@ -48,7 +48,7 @@ def mse_log1p(eta: Tensor, count: Tensor, link: str) -> Tensor:
 def poisson(eta: Tensor, count: Tensor, link: str) -> Tensor:
     """Poisson negative log likelihood without its constant, λ − y log λ, elementwise.
 
-    The term log y! does not depend on λ; reports add it (`metrics.poisson_deviance`).
+    The term log y! does not depend on λ. Reports give the deviance (`metrics.poisson_deviance`).
     """
     return rate(eta, link) - count * log_rate(eta, link)
 

@@ -56,4 +56,9 @@ SUMMARY: dict[str, float] = {
     "ssim_2um_mse": 0.277,
     "ssim_2um_poisson": 0.553,
     "rho": 0.243,
+    "mean_sparsity": 0.939,
+    "img2st_pcc_8um": 0.368,
+    "n_patches.P1": 576,
+    "n_patches.P2": 601,
+    "n_patches.P5": 570,
 }

@@ -11,15 +11,8 @@ import pandas as pd
 import zarr
 
 from sparsity_trap import metrics, published, stats, steps
-from sparsity_trap.config import Preset, Run, UserError
-from sparsity_trap.files import building
+from sparsity_trap.config import MATCHED_ARM, MSE_ARM, POISSON_ARM, Preset, Run, UserError
 from sparsity_trap.patches import PatchStore
-from sparsity_trap.provenance import commit, hardware
-
-#: The published contrast: MSE and Poisson at 2 µm.
-MSE_ARM, POISSON_ARM = "D", "E"
-#: MSE with the Poisson arm's link and bias.
-MATCHED_ARM = "D-matched"
 
 #: Per-gene scores averaged into one number per run.
 SCORES = (
@@ -97,6 +90,17 @@ def pick(results: list[Result], arm: str, patient: str) -> Result:
     return min(found, key=lambda r: r.run.seed)
 
 
+def contrast(preset: Preset) -> tuple[Result, Result]:
+    """The published contrast on the main patient: the runs of arms D (MSE) and E (Poisson)."""
+    runs = [
+        run
+        for run in preset.all_runs()
+        if run.test_patient == preset.main_patient and run.arm in (MSE_ARM, POISSON_ARM)
+    ]
+    loaded = [load(preset, run) for run in runs]
+    return tuple(pick(loaded, arm, preset.main_patient) for arm in (MSE_ARM, POISSON_ARM))
+
+
 def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
     """One row per run: what it was, the mean of each per-gene score, pooled PCC, size and time."""
     rows = []
@@ -121,89 +125,69 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
     """Flat table of every number quoted in the book; NaN becomes None.
 
     Keys are dotted and lower-case but for names of arms and patients, e.g. ``arm.E.pcc_8um`` (mean
-    over genes on the main patient, within tissue) or ``cohort.n_patches.P5``.
+    over genes on the main patient, within tissue, lowest seed) or ``cohort.n_patches.P5``.
     """
     main = preset.main_patient
-    table = run_table(preset, results)
+    here = {
+        r.run.arm: pick(results, r.run.arm, main) for r in results if r.run.test_patient == main
+    }
+    d, e = here[MSE_ARM], here[POISSON_ARM]
     values: dict[str, object] = {
         "preset.name": preset.name,
         "preset.source": preset.source,
         "preset.main_patient": main,
         "preset.n_runs": len(results),
         "preset.n_arms": len({r.run.arm for r in results}),
-        "encoder.name": preset.encoder.name,
-    }
-    settings = {
-        "training": preset.training,
-        "decoder": preset.decoder,
-        "encoder": preset.encoder,
-        "patches": preset.patches,
-    }
-    if preset.source != "spaceranger":
-        settings["simulation"] = preset.simulation
-    for name, group in settings.items():
-        fields = group.model_dump(mode="json").items()
-        values |= {f"{name}.{key}": v for key, v in fields if not isinstance(v, list)}
-    for patient in preset.patients:
-        values |= _cohort_numbers(preset, patient)
-    values["cohort.n_patches"] = sum(values[f"cohort.n_patches.{p}"] for p in preset.patients)
-    columns = [c for c in table.columns if table[c].dtype.kind in "fi" and c != "seed"]
-    for row in table.to_dict("records"):
-        where = "arm" if row["test_patient"] == main else f"patient.{row['test_patient']}"
-        values |= {f"{where}.{row['arm']}.{column}": row[column] for column in columns}
-    d, e = pick(results, MSE_ARM, main), pick(results, POISSON_ARM, main)
-    values |= {
-        "decoder.hist2st.parameters": e.provenance["parameters"],
         "training.n_train": e.provenance["training_patches"],
         "training.n_validation": e.provenance["validation_patches"],
-        "training.seconds.total": float(table["seconds"].sum()),
-        "ssim.zeros": _ssim_of_nothing(preset.store(main)),
+        "training.seconds.total": sum(r.provenance["seconds"] for r in results),
+        "decoder.hist2st.parameters": e.provenance["parameters"],
+        "ssim.zeros": _ssim_of_nothing(steps.store(preset, main)),
+        "run.commit": e.provenance["commit"],
+        "run.hardware": e.provenance["hardware"],
     }
+    for name in ("simulation", "patches", "encoder", "decoder", "training"):
+        if name != "simulation" or preset.source != "spaceranger":
+            fields = getattr(preset, name).model_dump(mode="json").items()
+            values |= {f"{name}.{key}": v for key, v in fields if not isinstance(v, list)}
+    for patient in preset.patients:
+        values |= _cohort_numbers(steps.store(preset, patient))
+    values["cohort.n_patches"] = sum(values[f"cohort.n_patches.{p}"] for p in preset.patients)
+    for row in run_table(preset, list(here.values())).to_dict("records"):
+        values |= {f"arm.{row['arm']}.{key}": value for key, value in row.items()}
     values |= _contrast_numbers("delta", d, e)
-    if any(r.run.arm == MATCHED_ARM and r.run.test_patient == main for r in results):
-        values |= _contrast_numbers("delta.matched", pick(results, MATCHED_ARM, main), e)
-    association = stats.sparsity_association(stats.gene_table(d.genes, e.genes))
-    values |= {
-        f"sparsity.{key}": getattr(association, key)
-        for key in ("rho", "p_value", "ci_low", "ci_high", "n_genes", "n_dropped")
-    }
-    without = association.without_category.set_index("category")
-    values |= {
-        f"sparsity.without_mitochondrial.{key}": without.loc["mitochondrial", key]
-        for key in ("rho", "p_value")
-        if "mitochondrial" in without.index
-    }
-    rho, n_genes = (published.SUMMARY[key] for key in ("rho", "n_genes"))
-    values |= {
-        "published.rho": rho,
-        "published.p_value": stats.spearman_p_value(rho, n_genes),
-    }
-    values |= {"run.commit": commit(), "run.hardware": hardware()}
+    for name, mse, poisson in (
+        ("delta.matched", MATCHED_ARM, POISSON_ARM),
+        ("delta.linear", f"{MSE_ARM}-linear", f"{POISSON_ARM}-linear"),
+    ):
+        if mse in here and poisson in here:
+            values |= _contrast_numbers(name, here[mse], here[poisson])
+    values |= _association_numbers(stats.gene_table(d.genes, e.genes))
+    values |= {f"published.{key}": value for key, value in published.SUMMARY.items()}
+    values["published.p_value"] = stats.spearman_p_value(
+        published.SUMMARY["rho"], published.SUMMARY["n_genes"]
+    )
     return {key: _plain(value) for key, value in values.items()}
 
 
-def _cohort_numbers(preset: Preset, patient: str) -> dict[str, object]:
-    store = steps.store(preset, patient)
+def _cohort_numbers(store: PatchStore) -> dict[str, object]:
     tissue, zeros = 0, 0
     for counts, mask in zip(store.counts, store.mask, strict=True):
         tissue += int(mask.sum())
         zeros += int((counts[:, mask] == 0).sum())
     return {
-        f"cohort.n_patches.{patient}": len(store),
-        f"cohort.n_bins.{patient}": tissue,
-        f"cohort.sparsity.{patient}": zeros / (tissue * len(store.genes)),
-        f"cohort.registration_px.{patient}": store.registration["patch_rms_px"],
+        f"cohort.n_patches.{store.patient}": len(store),
+        f"cohort.sparsity.{store.patient}": zeros / (tissue * len(store.genes)),
     }
 
 
 def _contrast_numbers(prefix: str, mse: Result, poisson: Result) -> dict[str, object]:
-    """E − D over genes: differences, wins, and the largest gain."""
+    """Poisson − MSE over genes at 8 µm: mean difference, wins, and the largest gain."""
     table = stats.gene_table(mse.genes, poisson.genes)
     gain = table["delta_pcc_8um"]
     largest = table.loc[gain.idxmax()]
     return {
         f"{prefix}.pcc_8um": gain.mean(),
-        f"{prefix}.ssim_2um": table["delta_ssim_2um"].mean(),
         f"{prefix}.n_wins": int((gain > 0).sum()),
         f"{prefix}.n_genes": int(gain.notna().sum()),
         f"{prefix}.best_gene": largest["gene"],
@@ -211,14 +195,23 @@ def _contrast_numbers(prefix: str, mse: Result, poisson: Result) -> dict[str, ob
     }
 
 
-def _ssim_of_nothing(store_path: Path) -> float:
-    """Mean SSIM at 2 µm of a prediction that is zero everywhere."""
-    store = PatchStore(store_path)
-    values = []
-    for i in range(len(store)):
-        counts = store.counts[i : i + 1]
-        values.append(metrics.ssim(counts, np.zeros_like(counts), store.mask[i : i + 1]))
-    return float(np.nanmean(np.concatenate(values)))
+def _association_numbers(table: pd.DataFrame) -> dict[str, object]:
+    """Spearman correlation of sparsity and gain, with and without the mitochondrial genes."""
+    association = stats.sparsity_association(table)
+    keys = ("rho", "p_value", "ci_low", "ci_high", "n_genes")
+    values = {f"sparsity.{key}": getattr(association, key) for key in keys}
+    without = association.without_category.set_index("category")
+    for key in ("rho", "p_value"):
+        values[f"sparsity.without_mitochondrial.{key}"] = without[key].get("mitochondrial")
+    return values
+
+
+def _ssim_of_nothing(store: PatchStore) -> float:
+    """SSIM at 2 µm of a prediction that is zero everywhere, averaged like that of an arm."""
+    scores = metrics.GeneScores()
+    for counts, mask in zip(store.counts, store.mask, strict=True):
+        scores.update(counts[None], np.zeros_like(counts)[None], mask[None])
+    return float(np.nanmean(scores.compute()["ssim_2um"]))
 
 
 def _plain(value: object) -> float | int | str | None:
@@ -230,8 +223,12 @@ def _plain(value: object) -> float | int | str | None:
     return number if np.isfinite(number) else None
 
 
-def write_tables(preset: Preset, **tables: pd.DataFrame) -> None:
-    """Write tables as CSV into the preset's folder ``tables``, each under its keyword's name."""
-    for name, table in tables.items():
-        with building(preset.folder / "tables" / f"{name}.csv") as partial:
-            table.to_csv(partial, index=False)
+def supplementary_tables(preset: Preset) -> dict[str, pd.DataFrame]:
+    """Tables S1 (genes), S2 (categories) and S3 (sparsity quartiles) by file name."""
+    mse, poisson = contrast(preset)
+    genes = stats.gene_table(mse.genes, poisson.genes)
+    return {
+        "S1_genes": genes,
+        "S2_categories": stats.category_table(genes),
+        "S3_quartiles": stats.quartile_table(genes),
+    }

@@ -32,13 +32,12 @@ from sparsity_trap.anatomy import (
     section_from_kinds,
     smooth_field,
 )
-from sparsity_trap.config import Simulation, UserError
+from sparsity_trap.config import BIN_UM, Simulation, UserError
 from sparsity_trap.files import building
 from sparsity_trap.genes import PANEL, panel_table
 from sparsity_trap.histology import draw_stain, render
 from sparsity_trap.progress import track
 
-BIN_UM = 2.0
 LABEL_UM = 8.0
 
 _GROUPS: dict[str, tuple[Kind, ...]] = {
@@ -181,15 +180,15 @@ def profiles() -> np.ndarray:
 
 
 def bin_to_pixel(patient: str, settings: Simulation) -> np.ndarray:
-    """Return the homography from array position to full-resolution pixel.
+    """Return the homography from array position to place in the full-resolution image.
 
     As in real sections, array rows run against image rows, the grid is turned by up to a degree,
     and a slight perspective makes the map not exactly affine.
 
     Returns
     -------
-    float64 [3, 3]; ``H @ (array_col, array_row, 1)`` is proportional to ``(x, y, 1)`` in pixels,
-    for bin centres.
+    float64 [3, 3]; ``H @ (array_col, array_row, 1)`` is proportional to ``(x, y, 1)`` of the bin's
+    centre, in pixel widths from the image's upper left corner.
     """
     rng = _rng(settings, patient, "grid")
     count = round(settings.side_um / BIN_UM)
@@ -332,8 +331,9 @@ def _write_positions(
             "in_tissue": pa.array(tissue.astype(np.int32)),
             "array_row": pa.array(rows.astype(np.int32)),
             "array_col": pa.array(cols.astype(np.int32)),
-            "pxl_row_in_fullres": pa.array(y),
-            "pxl_col_in_fullres": pa.array(x),
+            # Positions count whole numbers from pixel centres, the map from the image's corner.
+            "pxl_row_in_fullres": pa.array(y - 0.5),
+            "pxl_col_in_fullres": pa.array(x - 0.5),
         }
     )
     pq.write_table(table, square / "spatial" / "tissue_positions.parquet")

@@ -23,11 +23,7 @@ LABELS = ROOT / "data" / "crc_8um_labels"
 
 def section(preset: Preset, patient: str) -> Path:
     """Space Ranger folder of a patient; simulated first where the source is a simulation."""
-    if patient not in preset.patients:
-        raise UserError(
-            f"patient '{patient}' is not in preset '{preset.name}': choose one of "
-            f"{', '.join(preset.patients)}"
-        )
+    _check_patient(preset, patient)
     outs = preset.outs(patient)
     if not outs.is_dir():
         if preset.source == "spaceranger":
@@ -68,10 +64,19 @@ def tokens(preset: Preset, patient: str) -> Path:
 
 def run(preset: Preset, this: Run) -> Path:
     """Folder of a finished training run."""
+    preset.arm(this.arm)
+    _check_patient(preset, this.test_patient)
     folder = preset.run_dir(this)
     if not folder.is_dir():
-        preset.arm(this.arm)
         for patient in preset.patients:
             tokens(preset, patient)
         train(preset, this)
     return folder
+
+
+def _check_patient(preset: Preset, patient: str) -> None:
+    if patient not in preset.patients:
+        raise UserError(
+            f"patient '{patient}' is not in preset '{preset.name}': choose one of "
+            f"{', '.join(preset.patients)}"
+        )

@@ -42,13 +42,11 @@ class TrainingSet:
     views
         (jitter, dihedral element) of each view.
     counts
-        Unsigned or short integers [N, G, 128, 128].
+        uint8, or int32 where a count exceeds 255, [N, G, 128, 128].
     mask
         bool [N, 128, 128], true in tissue.
     validation
         bool [N], patches of the spatial blocks held out for selection.
-    patients
-        Patient of each patch.
     """
 
     tokens: Tensor
@@ -56,7 +54,6 @@ class TrainingSet:
     counts: Tensor
     mask: Tensor
     validation: Tensor
-    patients: list[str]
 
 
 class Model(nn.Module):
@@ -118,7 +115,7 @@ def load_training_set(preset: Preset, run: Run) -> TrainingSet:
         block = validation_block(
             store.origin[:], preset.training.validation, (run.seed + index) % 4
         )
-        parts.append((store, tokens, views, block, patient))
+        parts.append((store, tokens, views, block))
     genes = {store.genes for store, *_ in parts}
     if len(genes) > 1:
         raise UserError("the training patients' stores hold different genes: rebuild them")
@@ -127,8 +124,7 @@ def load_training_set(preset: Preset, run: Run) -> TrainingSet:
         views=parts[0][2],
         counts=torch.cat([_small(store.counts[:]) for store, *_ in parts]),
         mask=torch.cat([torch.from_numpy(store.mask[:]) for store, *_ in parts]),
-        validation=torch.from_numpy(np.concatenate([block for *_, block, _ in parts])),
-        patients=[patient for store, *_, patient in parts for _ in range(len(store))],
+        validation=torch.from_numpy(np.concatenate([block for *_, block in parts])),
     )
 
 
@@ -233,16 +229,16 @@ def fit(
                 "seconds": time.perf_counter() - start,
             }
         )
+        if not math.isfinite(validation_loss):
+            raise UserError(
+                f"training of arm '{arm.title}' diverged in epoch {epoch + 1}: lower training.lr"
+            )
         progress.set_postfix(pcc=f"{validation_pcc:.3f}")
         if validation_loss < best:
             best, best_epoch = validation_loss, epoch
             best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         elif epoch - best_epoch >= settings.patience:
             break
-    if best_state is None:
-        raise UserError(
-            f"training of arm '{arm.title}' diverged in its first epoch: lower training.lr"
-        )
     model.load_state_dict(best_state)
     return model.eval(), history
 

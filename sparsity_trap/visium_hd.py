@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import zarr
 
-from sparsity_trap.config import UserError
+from sparsity_trap.config import BIN_UM, UserError
 
 if TYPE_CHECKING:
     import h5py
     import scipy.sparse as sp
 
-BIN_UM = 2.0
 SQUARE = "square_002um"
 IMAGE_NAMES = ("tissue_image.tif", "tissue_image.tiff", "tissue_image.btf")
 
@@ -103,7 +102,7 @@ class Slide:
         if missing:
             raise UserError(
                 f"{self.matrix_path} has no gene {', '.join(missing)}: use a matrix of the human "
-                "transcriptome with gene symbols, or take the gene out of the panel"
+                "transcriptome with gene symbols, or take the gene out of sparsity_trap/genes.py"
             )
         with _open_matrix(self.matrix_path) as matrix:
             return self._stream(matrix, genes, block)
@@ -353,8 +352,8 @@ def _find_image(outs: Path, image: Path | str | None) -> Path:
         if (outs / name).is_file():
             return outs / name
     raise UserError(
-        f"{outs / IMAGE_NAMES[0]} does not exist: put the full-resolution H&E there or name it as "
-        "the section's image"
+        f"{outs / IMAGE_NAMES[0]} does not exist: put the full-resolution H&E there, as .tif, "
+        ".tiff or .btf"
     )
 
 

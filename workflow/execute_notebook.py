@@ -35,7 +35,15 @@ def parse(pairs: list[str], allowed: dict) -> dict:
             raise UserError(f"parameter '{pair}' has no value: write {pair}=VALUE")
         if name not in allowed:
             raise UserError(f"parameter '{name}' does not exist: choose from {', '.join(allowed)}")
-        values[name] = yaml.safe_load(value) if value else ""
+        try:
+            values[name] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError:
+            raise UserError(f"parameter '{name}' has the malformed value {value!r}") from None
+        if type(values[name]) is not type(yaml.safe_load(allowed[name]["default"])):
+            raise UserError(
+                f"parameter '{name}' must be like its default {allowed[name]['default']}, "
+                f"not {value!r}"
+            )
     return values
 
 

@@ -5,6 +5,7 @@ Snakemake finds this logger by its module name. Bars come from the files that
 """
 
 import re
+import shutil
 import sys
 import threading
 import time
@@ -20,6 +21,9 @@ from sparsity_trap.progress import VARIABLE
 REFRESH_S = 0.5
 #: Without a terminal nothing can be redrawn, so a line about running steps comes at this interval.
 HEARTBEAT_S = 20.0
+
+#: Snakemake's account of a failed command, which repeats the command and explains nothing.
+SAID_BY_THE_JOB = ("CalledProcessError", "did not complete successfully", "job execution failed")
 
 
 @dataclass
@@ -73,10 +77,12 @@ class LogHandler(LogHandlerBase):
                 took = time.monotonic() - step.start
                 self._say(f"{self._count()} {step.title}: done in {took:.0f} s")
             elif event == LogEvent.JOB_ERROR and record.jobid in self.running:
+                # The job itself has said on stderr what is wrong.
                 self._say(f"{self._count()} {self.running.pop(record.jobid).title}: failed")
             elif event == LogEvent.ERROR or (event is None and record.levelno >= WARNING):
-                if "did not complete successfully" not in record.getMessage():
-                    self._say(record.getMessage().rstrip())
+                text = record.getMessage().rstrip()
+                if not any(phrase in text for phrase in SAID_BY_THE_JOB):
+                    self._say(text)
             elif event is None and record.getMessage().startswith("Nothing to be done"):
                 self._say("nothing to do: everything is up to date")
             self._draw()
@@ -88,8 +94,10 @@ class LogHandler(LogHandlerBase):
         print(text, file=sys.stderr, flush=True)
 
     def _erase(self) -> None:
+        # The cursor waits on the first drawn line, so what a job prints overwrites the bars below
+        # and is never erased with them.
         if self.drawn:
-            sys.stderr.write(f"\x1b[{self.drawn}A\x1b[J")
+            sys.stderr.write("\x1b[J")
             self.drawn = 0
 
     def _draw(self) -> None:
@@ -98,9 +106,11 @@ class LogHandler(LogHandlerBase):
         elapsed = time.monotonic() - self.start
         lines = [f"{self._count()} steps done, {elapsed / 60:.1f} min"]
         lines += [f"        {step.line()}" for step in self.running.values()]
-        for line in lines:
-            self._say(line[:118])
         self.drawn = len(lines)
+        for line in lines:
+            self._say(line[: shutil.get_terminal_size().columns - 1])
+        sys.stderr.write(f"\x1b[{self.drawn}A")
+        sys.stderr.flush()
 
     def _refresh(self) -> None:
         while True:

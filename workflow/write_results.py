@@ -1,0 +1,32 @@
+"""Write every number that the book quotes, and tables S1 to S3:
+
+python workflow/write_results.py results/laptop preset=laptop source=
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from sparsity_trap import results
+from sparsity_trap.config import UserError, load_preset
+from sparsity_trap.files import building
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    arguments = dict(pair.split("=", 1) for pair in sys.argv[2:])
+    preset = load_preset(arguments["preset"], arguments["source"] or None)
+    numbers = results.numbers(preset, results.load_all(preset))
+    with building(folder / "tables") as partial:
+        partial.mkdir()
+        for name, table in results.supplementary_tables(preset).items():
+            table.to_csv(partial / f"{name}.csv", index=False)
+    with building(folder / "numbers.json") as partial:
+        partial.write_text(json.dumps(numbers, indent=1))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
