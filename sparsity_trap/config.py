@@ -21,8 +21,11 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-#: The published contrast, MSE and Poisson at 2 µm, and MSE with the Poisson arm's link and bias.
-MSE_ARM, POISSON_ARM, MATCHED_ARM = "D", "E", "D-matched"
+#: The published contrast: MSE and Poisson at 2 µm, which differ in loss, link and bias.
+MSE_ARM, POISSON_ARM = "D", "E"
+
+#: Pairs of arms that differ in nothing but the loss, where a preset has them.
+LOSS_PAIRS = {"matched": ("D-matched", "E"), "linear": ("D-linear", "E-linear")}
 
 #: Patients and arms name folders and files.
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
@@ -172,15 +175,16 @@ class Preset(_Strict):
 
     @model_validator(mode="after")
     def _arms_mean_what_the_book_says(self) -> Preset:
-        for name, loss in ((MSE_ARM, "mse"), (POISSON_ARM, "poisson"), (MATCHED_ARM, "mse")):
-            if name in self.arms and self.arms[name].loss != loss:
+        for name, loss in ((MSE_ARM, "mse"), (POISSON_ARM, "poisson")):
+            if self.arms[name].loss != loss:
                 raise ValueError(f"arms.{name}: loss must be '{loss}'; give another arm a new name")
-        if MATCHED_ARM in self.arms:
-            e, matched = self.arms[POISSON_ARM], self.arms[MATCHED_ARM]
-            if (e.decoder, e.link, e.bias) != (matched.decoder, matched.link, matched.bias):
-                raise ValueError(
-                    f"arms.{MATCHED_ARM}: decoder, link and bias must be those of arm {POISSON_ARM}"
-                )
+        for mse, poisson in LOSS_PAIRS.values():
+            if mse in self.arms and poisson in self.arms:
+                a, b = (self.arms[n].model_dump(exclude={"title"}) for n in (mse, poisson))
+                if (a.pop("loss"), b.pop("loss")) != ("mse", "poisson") or a != b:
+                    raise ValueError(
+                        f"arms.{mse}: must be arm {poisson} with loss 'mse'; only the loss may differ"
+                    )
         return self
 
     @property

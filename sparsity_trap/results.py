@@ -11,7 +11,7 @@ import pandas as pd
 import zarr
 
 from sparsity_trap import metrics, published, stats, steps
-from sparsity_trap.config import MATCHED_ARM, MSE_ARM, POISSON_ARM, Preset, Run, UserError
+from sparsity_trap.config import LOSS_PAIRS, MSE_ARM, POISSON_ARM, Preset, Run, UserError
 from sparsity_trap.patches import PatchStore
 
 #: Per-gene scores averaged into one number per run.
@@ -156,12 +156,9 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
     for row in run_table(preset, list(here.values())).to_dict("records"):
         values |= {f"arm.{row['arm']}.{key}": value for key, value in row.items()}
     values |= _contrast_numbers("delta", d, e)
-    for name, mse, poisson in (
-        ("delta.matched", MATCHED_ARM, POISSON_ARM),
-        ("delta.linear", f"{MSE_ARM}-linear", f"{POISSON_ARM}-linear"),
-    ):
+    for name, (mse, poisson) in LOSS_PAIRS.items():
         if mse in here and poisson in here:
-            values |= _contrast_numbers(name, here[mse], here[poisson])
+            values |= _contrast_numbers(f"delta.{name}", here[mse], here[poisson])
     values |= _association_numbers(stats.gene_table(d.genes, e.genes))
     values |= {f"published.{key}": value for key, value in published.SUMMARY.items()}
     values["published.p_value"] = stats.spearman_p_value(

@@ -50,7 +50,7 @@ _GROUPS: dict[str, tuple[Kind, ...]] = {
 }
 
 #: Relative expression per cell, "kind-or-group=level"; "*" is every other type. Levels are
-#: set by hand from textbook marker knowledge, not fitted to data; the scale of each gene is
+#: set by hand from marker knowledge, with real tiles of P5 in view; the scale of each gene is
 #: calibrated later, so only ratios within a row matter.
 _LEVELS: dict[str, str] = {
     "MT-ATP6": "*=1.0 tumour=4.2 absorptive=3.6 goblet=2.2 crypt_base=2.8 muscle=2.2 plasma=2.0",

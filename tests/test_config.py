@@ -55,6 +55,10 @@ def write(tmp_path, monkeypatch):
         (lambda c: c["runs"][0].update(test_patients=["P9"]), "test patient 'P9'"),
         (lambda c: c["arms"]["D"].update(loss="mae"), "key 'arms.D.loss'"),
         (lambda c: c["arms"]["D"].update(loss="poisson"), "arms.D: loss must be 'mse'"),
+        (
+            lambda c: c["arms"].update({"D-matched": c["arms"]["D"]}),
+            "arms.D-matched: must be arm E with loss 'mse'",
+        ),
         (lambda c: c["decoder"].update(heads=3), "heads (3) must divide hidden (32)"),
         (lambda c: c["runs"][0].update(arms=["E"]), "runs: add arm 'D' with test patient 'P5'"),
         (lambda c: c.update(patients=["P5"]), "patients: name at least two"),

@@ -63,7 +63,7 @@ class LogHandler(LogHandlerBase):
             if event == LogEvent.RUN_INFO:
                 self.total = record.stats["total"] - 1  # the target itself is no step
             elif event == LogEvent.JOB_INFO and record.shellcmd:
-                found = re.search(rf"{VARIABLE}=(\S+)", record.shellcmd or "")
+                found = re.search(rf'{VARIABLE}="\$PWD/([^"]+)"', record.shellcmd)
                 progress = Path(found[1]) if found else None
                 if progress:
                     progress.unlink(missing_ok=True)
