@@ -14,7 +14,7 @@ patient = "P5"
 # %% tags=["remove-cell"]
 from IPython.display import Markdown
 
-from sparsity_trap import figures, steps
+from sparsity_trap import figures, registration, steps
 from sparsity_trap.config import load_preset
 
 settings = load_preset(preset, source or None)
@@ -29,9 +29,10 @@ Markdown(f"# Patient {patient}")
 # %% tags=["hide-input"]
 store = steps.store(settings, patient)
 tokens = steps.tokens(settings, patient)
+shift = registration.count_image_shift(store)
 
 # %% tags=["remove-input"]
-registration = store.registration
+fit = store.registration
 Markdown(
     f"""
 | | |
@@ -40,8 +41,9 @@ Markdown(
 | array, in bins | {store.grid_shape[0]} × {store.grid_shape[1]} |
 | image scale | {store.microns_per_pixel:.4f} µm per pixel |
 | in tissue | {store.mask[:].mean():.0%} of the bins of these patches |
-| registration, one map per patch | {registration["patch_rms_px"]:.3f} px r.m.s. |
-| registration, one map for the section | {registration["section_max_px"]:.2f} px at most |
+| registration, one map per patch | {fit["patch_rms_px"]:.3f} px r.m.s. |
+| registration, one map for the section | {fit["section_max_px"]:.2f} px at most |
+| counts against image | {shift.rows:+.1f} rows, {shift.columns:+.1f} columns of bins |
 """
 )
 
@@ -52,6 +54,12 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The section: H&E, total counts of the panel per 8 µm bin, and both overlaid with the patches that are kept."}, "image": {"alt": "H&E, count map and overlay of one section"}}
 figures.section_overview(store)
+
+# %% tags=["remove-input"]
+Markdown(f"**Warning:** {shift.warning}." if shift.warning else "")
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Registration. Contours enclose bins with many counts; they must follow dark tissue. Right: mean over patches of the correlation of optical density with counts at every offset; the cross marks its peak, which should lie at zero."}, "image": {"alt": "Close-up of H&E with count contours, and a correlation map"}}
+figures.registration_check(store, shift)
 
 # %% [markdown]
 # ## Patches
@@ -64,7 +72,8 @@ figures.patch_gallery(store, ["MT-CO3", "CEACAM5", "COL1A1", "IGKC"])
 # %% [markdown]
 # ## Stripes
 #
-# Capture efficiency alternates between neighbouring rows and columns of bins. No image can tell, so this is noise that a model cannot predict; at 8 µm it averages out.
+# Capture efficiency alternates between neighbouring rows and columns of bins. No image can tell, so a model cannot predict it; at 8 µm most of it averages out. The factors are estimated from the
+# counts of all genes against the lines around. The preset key `training.stripe_offset` gives them to the loss as a known exposure; counts are never edited.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean panel counts of single rows and columns of bins."}, "image": {"alt": "Row and column means with period two"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Counts of single rows and columns of bins relative to the lines around them."}, "image": {"alt": "Row and column means with period two"}}
 figures.stripes(store)

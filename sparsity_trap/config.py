@@ -83,6 +83,9 @@ class Training(_Strict):
     warmup_epochs: int = Field(2, ge=0)
     patience: Count = 10
     clip: Positive = 1.0
+    stripe_offset: bool = Field(
+        False, description="give the loss each bin's row and column factor as a log offset"
+    )
     validation: Fraction = Field(0.2, description="share of each training section held out")
 
 

@@ -17,9 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from sparsity_trap.metrics import bin_mask, bin_sum
 from sparsity_trap.patches import PATCH_BINS, PatchStore, assemble
+from sparsity_trap.registration import Shift, stripe_strength
 from sparsity_trap.stats import SparsityAssociation
 
 CATEGORY_COLOURS = {
@@ -129,23 +131,53 @@ def patch_gallery(store: PatchStore, genes: Sequence[str], number: int = 3) -> F
     return mark(figure, store.source)
 
 
+def registration_check(store: PatchStore, shift: Shift) -> Figure:
+    """H&E with contours of the counts, close up, and the correlation of both at every offset."""
+    total, image = store.total[:].astype(float), store.overview[:]
+    side = min(64, *total.shape)
+    # The window where tissue begins and ends most, so that edges can be compared.
+    tissue = uniform_filter((total > 0).astype(float), side)
+    row, col = np.unravel_index(np.argmin(np.abs(tissue - 0.6)), tissue.shape)
+    row, col = (
+        int(np.clip(v - side // 2, 0, n - side))
+        for v, n in zip((row, col), total.shape, strict=True)
+    )
+    window = slice(row, row + side), slice(col, col + side)
+    figure, axes = _subplots(1, 3, figsize=(9.4, 3.3), width_ratios=(1, 1, 1.15))
+    smooth = gaussian_filter(total[window], 0.8)
+    levels = np.quantile(smooth[smooth > 0], (0.5, 0.8)) if (smooth > 0).any() else [0.5, 1]
+    axes[0].imshow(image[window])
+    axes[0].set_title("H&E, close up")
+    axes[1].imshow(image[window])
+    axes[1].contour(smooth, levels=levels, colors=["#00E5FF", "#FFE600"], linewidths=0.8)
+    axes[1].set_title("contours of the counts")
+    for axis in axes[:2]:
+        axis.set_axis_off()
+    _scale_bar(axes[0], 8.0, 100)
+    reach = shift.correlation.shape[0] // 2
+    extent = (-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
+    shown = axes[2].imshow(shift.correlation, cmap="cividis", extent=extent)
+    axes[2].plot(shift.columns, shift.rows, "+", color="#D55E00", ms=9, mew=1.6)
+    axes[2].set_xlabel("offset in columns (2 µm bins)")
+    axes[2].set_ylabel("offset in rows")
+    axes[2].set_title("correlation of darkness and counts")
+    figure.colorbar(shown, ax=axes[2], shrink=0.8)
+    return mark(figure, store.source)
+
+
 def stripes(store: PatchStore) -> Figure:
-    """Mean count of each bin row and column over the patches of a section."""
-    totals = np.zeros((2, max(store.grid_shape)))
-    tissue = np.zeros_like(totals)
-    for counts, mask, (row, column) in zip(store.counts, store.mask, store.origin[:], strict=True):
-        inside = counts.sum(0) * mask
-        for axis, start in ((0, row), (1, column)):
-            span = slice(start, start + PATCH_BINS)
-            totals[axis, span] += inside.sum(1 - axis)
-            tissue[axis, span] += mask.sum(1 - axis)
-    mean = np.divide(totals, tissue, out=np.full_like(totals, np.nan), where=tissue > 0)
+    """Capture efficiency of single rows and columns of bins, and its distribution."""
     figure, axes = _subplots(1, 2, figsize=(8, 2.2), sharey=True)
-    for axis, values, name in zip(axes, mean, ("row", "column"), strict=True):
-        shown = values[np.isfinite(values)][:64]
-        axis.plot(np.arange(len(shown)), shown, ".-", color="#444444", lw=0.7, ms=3)
-        axis.set_xlabel(f"bin {name} (first 64 with tissue)")
-    axes[0].set_ylabel("panel UMI per 2 µm bin")
+    for axis, factor, name in zip(
+        axes, (store.row_factor[:], store.col_factor[:]), ("row", "column"), strict=True
+    ):
+        middle = len(factor) // 2
+        span = np.arange(middle - 32, middle + 32).clip(0, len(factor) - 1)
+        axis.plot(span, factor[span], ".-", color="#444444", lw=0.7, ms=3)
+        axis.axhline(1, color="#888888", lw=0.6)
+        axis.set_xlabel(f"bin {name} (64 in the middle)")
+        axis.set_title(f"median |log₂ ratio| of neighbours {stripe_strength(factor):.2f}")
+    axes[0].set_ylabel("counts / neighbourhood")
     axes[0].set_ylim(bottom=0)
     return mark(figure, store.source)
 

@@ -32,28 +32,36 @@ def log_rate(eta: Tensor, link: str) -> Tensor:
     return torch.where(linear, eta, torch.log(F.softplus(safe)))
 
 
-def mse(eta: Tensor, count: Tensor, link: str) -> Tensor:
+def mse(eta: Tensor, count: Tensor, link: str, offset: Tensor | None = None) -> Tensor:
     """Squared error of the rate, (y − λ)², elementwise."""
-    return (count - rate(eta, link)).square()
+    return (count - _exposed(rate(eta, link), offset)).square()
 
 
-def mse_log1p(eta: Tensor, count: Tensor, link: str) -> Tensor:
+def mse_log1p(eta: Tensor, count: Tensor, link: str, offset: Tensor | None = None) -> Tensor:
     """Squared error on the log1p scale, (log(1 + y) − log(1 + λ))², elementwise.
 
     Its minimiser is not the conditional mean: it estimates exp(E log(1 + y)) − 1, which is smaller.
     """
-    return (torch.log1p(count) - torch.log1p(rate(eta, link))).square()
+    return (torch.log1p(count) - torch.log1p(_exposed(rate(eta, link), offset))).square()
 
 
-def poisson(eta: Tensor, count: Tensor, link: str) -> Tensor:
+def poisson(eta: Tensor, count: Tensor, link: str, offset: Tensor | None = None) -> Tensor:
     """Poisson negative log likelihood without its constant, λ − y log λ, elementwise.
 
     The term log y! does not depend on λ. Reports give the deviance (`metrics.poisson_deviance`).
     """
-    return rate(eta, link) - count * log_rate(eta, link)
+    log = log_rate(eta, link)
+    if offset is not None:
+        log = log + offset
+    return _exposed(rate(eta, link), offset) - count * log
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
+def _exposed(rate: Tensor, offset: Tensor | None) -> Tensor:
+    """Rate seen through a known log exposure, such as a bin's stripe."""
+    return rate if offset is None else rate * torch.exp(offset)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": mse,
     "mse-log1p": mse_log1p,
     "poisson": poisson,
@@ -73,7 +81,7 @@ class _MaskedMean(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, eta, count, mask, loss, link):
+    def forward(ctx, eta, count, mask, loss, link, offset):
         weight = mask[:, None].to(eta.dtype)
         weight = weight / (weight.sum() * eta.shape[1]).clamp(min=1)
         bins = eta.shape[-2] * eta.shape[-1]
@@ -86,7 +94,8 @@ class _MaskedMean(torch.autograd.Function):
                 piece = eta[b, g : g + genes].detach().requires_grad_()
                 with torch.enable_grad():
                     y = count[b, g : g + genes].to(eta.dtype)
-                    value = (loss(piece, y, link) * weight[b]).sum()
+                    seen = None if offset is None else offset[b]
+                    value = (loss(piece, y, link, seen) * weight[b]).sum()
                     gradient[b, g : g + genes] = torch.autograd.grad(value, piece)[0]
                 total += value.detach()
         ctx.save_for_backward(gradient)
@@ -94,10 +103,17 @@ class _MaskedMean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        return ctx.saved_tensors[0] * upstream, None, None, None, None
+        return ctx.saved_tensors[0] * upstream, None, None, None, None, None
 
 
-def masked_mean(name: str, eta: Tensor, count: Tensor, mask: Tensor, link: str) -> Tensor:
+def masked_mean(
+    name: str,
+    eta: Tensor,
+    count: Tensor,
+    mask: Tensor,
+    link: str,
+    offset: Tensor | None = None,
+) -> Tensor:
     """Mean loss over in-tissue bins and all genes, differentiable once in η.
 
     Parameters
@@ -112,5 +128,8 @@ def masked_mean(name: str, eta: Tensor, count: Tensor, mask: Tensor, link: str) 
         True in tissue, [B, H, W].
     link
         ``exp`` or ``softplus``.
+    offset
+        Known log exposure of each bin, [B, H, W]: the counts are compared with λ exp(offset), so
+        that λ itself does not have to explain it. Counts are never edited.
     """
-    return _MaskedMean.apply(eta, count, mask, LOSSES[name], link)
+    return _MaskedMean.apply(eta, count, mask, LOSSES[name], link, offset)

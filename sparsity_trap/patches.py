@@ -16,6 +16,7 @@ import zarr
 from sparsity_trap.config import Patches, Source, UserError
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
+from sparsity_trap.registration import stripe_factors
 from sparsity_trap.visium_hd import (
     GridFit,
     Orientation,
@@ -60,6 +61,9 @@ class PatchStore:
         uint8 ``[h, w, 3]``, H&E of the whole grid at 8 µm per pixel.
     total
         uint32 ``[h, w]``, counts of all genes per 8 µm bin, on the grid of ``overview``.
+    row_factor, col_factor
+        float32 ``[rows]`` and ``[cols]`` of the oriented grid: capture efficiency of single lines of
+        bins, estimated from all genes; see ``registration.stripe_factors``.
     genes, patient, source, bin_um, grid_shape, microns_per_pixel
         What the section is; ``microns_per_pixel`` is that of the full-resolution image.
     registration
@@ -79,6 +83,8 @@ class PatchStore:
         self.truth: zarr.Array | None = group.get("truth")
         self.overview: zarr.Array = group["overview"]
         self.total: zarr.Array = group["total"]
+        self.row_factor: zarr.Array = group["row_factor"]
+        self.col_factor: zarr.Array = group["col_factor"]
         attrs: dict[str, Any] = dict(group.attrs)
         self.genes: tuple[str, ...] = tuple(attrs["genes"])
         self.patient: str = attrs["patient"]
@@ -90,6 +96,13 @@ class PatchStore:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def stripe_offset(self) -> np.ndarray:
+        """Log of each bin's row and column factor, float32 ``[N, 128, 128]``."""
+        rows, cols = np.log(self.row_factor[:]), np.log(self.col_factor[:])
+        span = np.arange(PATCH_BINS)
+        row, col = self.origin[:].T
+        return rows[row[:, None] + span][:, :, None] + cols[col[:, None] + span][:, None, :]
 
 
 def write_store(
@@ -188,7 +201,11 @@ def _write(
         "mask", data=np.stack([positions.in_tissue[_window(r, c)] for r, c in origin])
     )
     total = np.asarray(counts @ np.ones(len(genes), np.uint32)).reshape(slide.array_shape)
-    group.create_array("total", data=_coarsen(orientation.apply(total)).astype(np.uint32))
+    total = orientation.apply(total)
+    group.create_array("total", data=_coarsen(total).astype(np.uint32))
+    stripes = stripe_factors(total, positions.in_tissue)
+    for name, factor in zip(("row_factor", "col_factor"), stripes, strict=True):
+        group.create_array(name, data=factor)
 
     overview = np.full((shape[0] // OVERVIEW_BINS, shape[1] // OVERVIEW_BINS, 3), 255, np.uint8)
     number = {(row, col): i for i, (row, col) in enumerate(origin.tolist())}

@@ -45,6 +45,8 @@ class TrainingSet:
         uint8, or int32 where a count exceeds 255, [N, G, 128, 128].
     mask
         bool [N, 128, 128], true in tissue.
+    offset
+        float32 [N, 128, 128], log exposure of each bin, or None where stripes are not modelled.
     validation
         bool [N], patches of the spatial blocks held out for selection.
     """
@@ -53,6 +55,7 @@ class TrainingSet:
     views: list[tuple[int, int]]
     counts: Tensor
     mask: Tensor
+    offset: Tensor | None
     validation: Tensor
 
 
@@ -124,6 +127,9 @@ def load_training_set(preset: Preset, run: Run) -> TrainingSet:
         views=parts[0][2],
         counts=torch.cat([_small(store.counts[:]) for store, *_ in parts]),
         mask=torch.cat([torch.from_numpy(store.mask[:]) for store, *_ in parts]),
+        offset=torch.cat([torch.from_numpy(store.stripe_offset()) for store, *_ in parts])
+        if preset.training.stripe_offset
+        else None,
         validation=torch.from_numpy(np.concatenate([block for *_, block in parts])),
     )
 
@@ -207,8 +213,8 @@ def fit(
         total = torch.zeros((), device=device)
         pending = 0
         for batch in _batches(train, settings.batch_size, draw):
-            tokens, counts, mask = _augmented(data, batch, draw, device)
-            loss = losses.masked_mean(arm.loss, model(tokens), counts, mask, arm.link)
+            tokens, counts, mask, offset = _augmented(data, batch, draw, device)
+            loss = losses.masked_mean(arm.loss, model(tokens), counts, mask, arm.link, offset)
             # A smaller last batch or group of batches weighs as its patches do.
             (loss * len(batch) / (settings.batch_size * settings.accumulate)).backward()
             total += loss.detach() * len(batch)
@@ -263,14 +269,18 @@ def _batches(patches: Tensor, size: int, draw: torch.Generator) -> Iterator[Tens
 
 def _augmented(
     data: TrainingSet, batch: Tensor, draw: torch.Generator, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a view per patch and turn its counts and mask the way its image was turned."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Draw a view per patch and turn counts, mask and offset the way its image was turned."""
     chosen = torch.randint(len(data.views), (len(batch),), generator=draw)
     tokens = data.tokens[batch, chosen]
     turns = [data.views[v][1] for v in chosen.tolist()]
-    counts = [dihedral(data.counts[i], turn, (1, 2)) for i, turn in zip(batch, turns, strict=True)]
-    mask = [dihedral(data.mask[i], turn, (0, 1)) for i, turn in zip(batch, turns, strict=True)]
-    return tokens.to(device), torch.stack(counts).to(device), torch.stack(mask).to(device)
+
+    def turned(maps: Tensor) -> Tensor:
+        pairs = zip(batch, turns, strict=True)
+        return torch.stack([dihedral(maps[i], turn, (-2, -1)) for i, turn in pairs]).to(device)
+
+    offset = None if data.offset is None else turned(data.offset)
+    return tokens.to(device), turned(data.counts), turned(data.mask), offset
 
 
 def _step(model: nn.Module, optimiser, schedule, clip: float) -> None:
@@ -295,7 +305,9 @@ def _validate(
     for batch in held_out.split(settings.batch_size):
         counts, mask = data.counts[batch].to(device), data.mask[batch].to(device)
         eta = model(data.tokens[batch, 0].to(device))
-        total += losses.masked_mean(arm.loss, eta, counts, mask, arm.link).item() * len(batch)
+        offset = None if data.offset is None else data.offset[batch].to(device)
+        loss = losses.masked_mean(arm.loss, eta, counts, mask, arm.link, offset)
+        total += loss.item() * len(batch)
         tissue = mask[:, None]
         truth.append(metrics.bin_sum(counts * tissue, 4))
         pred.append(metrics.bin_sum(losses.rate(eta, arm.link) * tissue, 4))

@@ -64,6 +64,17 @@ def test_masked_mean_and_its_gradient_equal_the_plain_expression(maps, name, lin
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_offset_is_a_known_exposure(maps, name):
+    """With the exp link, a log offset equals the same number added to η, gradient included."""
+    eta, count, mask = maps
+    offset = torch.linspace(-1, 1, 16, dtype=torch.float64).expand(2, 16, 16)
+    ours, plain = (eta.clone().requires_grad_() for _ in range(2))
+    losses.masked_mean(name, ours, count, mask, "exp", offset).backward()
+    losses.masked_mean(name, plain + offset[:, None], count, mask, "exp").backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
 def test_bins_outside_the_tissue_have_no_influence(maps):
     eta, count, mask = maps
     changed = torch.where(mask[:, None], count, count + 7)

@@ -34,6 +34,8 @@ def write_patient(preset, patient: str, seed: int, source: str = "simulated") ->
         "truth": rate.astype(np.float16),
         "overview": np.zeros((96, 96, 3), np.uint8),
         "total": np.zeros((96, 96), np.uint32),
+        "row_factor": np.where(np.arange(384) % 2, 1.2, 0.8).astype(np.float32),
+        "col_factor": np.ones(384, np.float32),
     }
     store = zarr.open_group(preset.store(patient), mode="w")
     for name, values in arrays.items():
@@ -152,7 +154,7 @@ def test_image_counts_and_mask_are_turned_alike(preset):
     data = training.load_training_set(preset, RUN)
     draw = torch.Generator().manual_seed(0)
     batch = torch.arange(len(data.tokens))
-    tokens, counts, mask = training._augmented(data, batch, draw, torch.device("cpu"))
+    tokens, counts, mask, _ = training._augmented(data, batch, draw, torch.device("cpu"))
     truth = torch.nn.functional.avg_pool2d(counts.float(), 8)
     plain = torch.nn.functional.avg_pool2d(data.counts.float(), 8)
 
