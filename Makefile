@@ -20,7 +20,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --r
 	--config preset=$(PRESET) source=$(SOURCE) --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan test lint clean
+.PHONY: help env book results plan doctor download bench test lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger]"
@@ -37,7 +37,7 @@ $(STAMP): requirements.lock.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^uv==' requirements.lock.txt)
 	@echo "[2/3] installing torch"
 	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(shell grep '^torch==' requirements.lock.txt) \
-		$(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+		$(if $(shell command -v nvidia-smi),,--no-deps --extra-index-url https://download.pytorch.org/whl/cpu)
 	@echo "[3/3] installing the locked packages"
 	@grep -v '^torch==' requirements.lock.txt > $(VENV)/requirements.txt
 	@$(BIN)/uv pip install --python $(BIN)/python --no-deps -r $(VENV)/requirements.txt
@@ -53,6 +53,15 @@ results: $(STAMP)  ## run the preset without building the book
 
 plan: $(STAMP)  ## list the steps that `make book` would run
 	@$(SNAKEMAKE) --dry-run --quiet host reason -- book
+
+doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
+	@$(BIN)/python -m sparsity_trap.doctor --preset $(PRESET) $(if $(COHORT),--cohort $(COHORT))
+
+download: $(STAMP)  ## fetch the public sections P1, P2 and P5 to data/sections
+	@$(BIN)/python -m sparsity_trap.download $(PATIENTS)
+
+bench: $(STAMP)  ## measure reading against scanpy: results/bench/ingest.json
+	@$(BIN)/python benchmarks/ingest.py
 
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@$(BIN)/python -m pytest
