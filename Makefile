@@ -2,6 +2,7 @@
 
 PRESET ?= laptop
 SOURCE ?=
+COHORT ?=
 PYTHON ?= python3.11
 # Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
 LABELS ?= $(or $(SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
@@ -17,13 +18,13 @@ export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) \
-	--config preset=$(PRESET) source=$(SOURCE) --rerun-triggers mtime params input --rerun-incomplete
+	--config preset=$(PRESET) source=$(SOURCE) cohort=$(abspath $(COHORT)) --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
 .PHONY: help env book results plan doctor download bench test lint clean
 
 help:  ## list the targets
-	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger]"
+	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create the environment from the lock, in .venv
@@ -55,7 +56,8 @@ plan: $(STAMP)  ## list the steps that `make book` would run
 	@$(SNAKEMAKE) --dry-run --quiet host reason -- book
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
-	@$(BIN)/python -m sparsity_trap.doctor --preset $(PRESET) $(if $(COHORT),--cohort $(COHORT))
+	@$(BIN)/python -m sparsity_trap.doctor --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
+		$(if $(COHORT),--cohort $(COHORT))
 
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5 to data/sections
 	@$(BIN)/python -m sparsity_trap.download $(PATIENTS)

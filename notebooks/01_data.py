@@ -9,15 +9,16 @@
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
 source = ""
+cohort = ""
 patient = "P5"
 
 # %% tags=["remove-cell"]
 from IPython.display import Markdown
 
 from sparsity_trap import figures, registration, steps
-from sparsity_trap.config import load_preset
+from sparsity_trap.cohort import open_preset
 
-settings = load_preset(preset, source or None)
+settings = open_preset(preset, source, cohort)
 
 # %% tags=["remove-input", "title"]
 Markdown(f"# Patient {patient}")

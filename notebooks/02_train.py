@@ -9,6 +9,7 @@
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
 source = ""
+cohort = ""
 arm = "E"
 test_patient = "P5"
 seed = 0
@@ -17,9 +18,10 @@ seed = 0
 from IPython.display import Markdown
 
 from sparsity_trap import figures, results
-from sparsity_trap.config import Run, load_preset
+from sparsity_trap.cohort import open_preset
+from sparsity_trap.config import Run
 
-settings = load_preset(preset, source or None)
+settings = open_preset(preset, source, cohort)
 definition = settings.arm(arm)
 
 # %% tags=["remove-input", "title"]

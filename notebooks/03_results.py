@@ -12,12 +12,13 @@
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
 source = ""
+cohort = ""
 
 # %% tags=["remove-cell"]
 from sparsity_trap import figures, published, results, stats, steps
-from sparsity_trap.config import load_preset
+from sparsity_trap.cohort import open_preset
 
-settings = load_preset(preset, source or None)
+settings = open_preset(preset, source, cohort)
 patient = settings.main_patient
 runs = results.load_all(settings)
 mse, poisson = results.contrast(settings)

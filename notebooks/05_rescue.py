@@ -12,14 +12,15 @@
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
 source = ""
+cohort = ""
 
 # %% tags=["remove-cell"]
 import pandas as pd
 
 from sparsity_trap import figures, published, results, stats, steps
-from sparsity_trap.config import load_preset
+from sparsity_trap.cohort import open_preset
 
-settings = load_preset(preset, source or None)
+settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)
 genes = stats.gene_table(mse.genes, poisson.genes)
 store = steps.store(settings, settings.main_patient)

@@ -143,6 +143,9 @@ class Preset(_Strict):
     source: Source = "simulated"
     patients: list[Name]
     main_patient: Name = Field(description="test patient shown in figures and tables")
+    cohort_file: Path | None = Field(
+        None, description="where real sections lie; default data/sections/<patient>/outs"
+    )
     simulation: Simulation
     patches: Patches = Patches()
     encoder: Encoder = Encoder()
@@ -236,7 +239,7 @@ class Preset(_Strict):
         return self.arms[name]
 
 
-def load_preset(name: str, source: Source | None = None) -> Preset:
+def load_preset(name: str, source: str = "") -> Preset:
     """Read and check ``presets/<name>.yaml``.
 
     Parameters
@@ -268,10 +271,10 @@ def load_preset(name: str, source: Source | None = None) -> Preset:
     try:
         return Preset.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{path}: {first_problem(error)}") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

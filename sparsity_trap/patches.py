@@ -113,6 +113,7 @@ def write_store(
     patient: str,
     source: Source,
     settings: Patches,
+    mask: Path | None = None,
 ) -> None:
     """Cut a section into patches and write them.
 
@@ -130,6 +131,8 @@ def write_store(
         Folder to write; it appears, or is replaced, only when complete.
     patient, source, settings
         Recorded in the store's attributes, and the least share of tissue.
+    mask
+        Picture of the image's field of view at any scale, black where bins do not count as tissue.
 
     Raises
     ------
@@ -137,7 +140,7 @@ def write_store(
         A gene is missing, the image does not fit the positions, or no patch has enough tissue.
     """
     with building(Path(path)) as folder:
-        _write(slide, genes, folder, patient, source, settings)
+        _write(slide, genes, folder, patient, source, settings, mask)
 
 
 def assemble(store: PatchStore, values: np.ndarray, bin_factor: int) -> np.ndarray:
@@ -176,8 +179,11 @@ def _write(
     patient: str,
     source: Source,
     settings: Patches,
+    mask: Path | None,
 ) -> None:
     positions = slide.positions()
+    if mask is not None:
+        positions = _masked(positions, slide, mask)
     orientation = orientation_of(_fit(positions, stride=16))
     positions = Positions(*map(orientation.apply, positions))
     section = _fit(positions, stride=16)
@@ -243,6 +249,21 @@ def _write(
             "section_max_px": section.max_px,
         },
     )
+
+
+def _masked(positions: Positions, slide: Slide, mask: Path) -> Positions:
+    """Take bins that are black in a picture of the image's field of view out of the tissue."""
+    from PIL import Image
+
+    with Image.open(mask) as picture:
+        kept = np.asarray(picture.convert("L")) > 127
+    with slide.open_image() as image:
+        scale = np.array(kept.shape) / image.shape[:2]
+    rows, cols = (
+        np.nan_to_num((pixel + 0.5) * s - 0.5).round().clip(0, n - 1).astype(int)
+        for pixel, s, n in zip((positions.y, positions.x), scale, kept.shape, strict=True)
+    )
+    return positions._replace(in_tissue=positions.in_tissue & kept[rows, cols])
 
 
 def _window(row: int, col: int) -> tuple[slice, slice]:

@@ -6,31 +6,29 @@ functions, so whatever it needs and does not find is computed first.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+from sparsity_trap.cohort import Cohort, Section, check_distinct, check_section, real_section
 from sparsity_trap.config import ROOT, Preset, Run, UserError
 from sparsity_trap.encoders import cache_tokens
 from sparsity_trap.genes import PANEL
 from sparsity_trap.patches import PatchStore, write_store
 from sparsity_trap.training import train
-from sparsity_trap.visium_hd import open_slide
 
 #: Folder of the cell-type maps of the source ``tissue-map``, relative to the repository.
 LABELS_VARIABLE = "SPARSITY_TRAP_LABELS"
 LABELS = ROOT / "data" / "crc_8um_labels"
 
 
-def section(preset: Preset, patient: str) -> Path:
-    """Space Ranger folder of a patient; simulated first where the source is a simulation."""
+def section(preset: Preset, patient: str) -> Section:
+    """Files of a patient's section; simulated first where the source is a simulation."""
     _check_patient(preset, patient)
+    if preset.source == "spaceranger":
+        return real_section(preset, patient)
     outs = preset.outs(patient)
     if not outs.is_dir():
-        if preset.source == "spaceranger":
-            raise UserError(
-                f"{outs} does not exist: put the Space Ranger output of patient {patient} there "
-                "(or a link to it), with its full-resolution image, or choose SOURCE=simulated"
-            )
         from sparsity_trap.simulate import simulate_section
 
         simulate_section(
@@ -40,16 +38,25 @@ def section(preset: Preset, patient: str) -> Path:
             source=preset.source,
             labels=Path(os.environ.get(LABELS_VARIABLE, LABELS)),
         )
-    return outs
+    return Section(outs=outs)
 
 
 def store(preset: Preset, patient: str) -> PatchStore:
-    """Patch store of a patient."""
+    """Patch store of a patient; real sections pass the guards of `cohort` first."""
     path = preset.store(patient)
     if not path.is_dir():
-        slide = open_slide(section(preset, patient))
+        files = section(preset, patient)
+        if preset.source == "spaceranger":
+            check_section(patient, files)
+            check_distinct(Cohort(patients={p: section(preset, p) for p in preset.patients}))
         write_store(
-            slide, PANEL, path, patient=patient, source=preset.source, settings=preset.patches
+            files.open(),
+            PANEL,
+            path,
+            patient=patient,
+            source=preset.source,
+            settings=preset.patches,
+            mask=files.mask,
         )
     return PatchStore(path)
 
@@ -71,7 +78,22 @@ def run(preset: Preset, this: Run) -> Path:
         for patient in preset.patients:
             tokens(preset, patient)
         train(preset, this)
+    _check_settings(preset, this, folder)
     return folder
+
+
+def _check_settings(preset: Preset, this: Run, folder: Path) -> None:
+    """Refuse a run that was computed with other settings than the preset now has."""
+    then = json.loads((folder / "provenance.json").read_text())["preset"]
+    now = json.loads(preset.model_dump_json())
+    for settings in (then, now):
+        settings["arm"] = {k: v for k, v in settings["arms"][this.arm].items() if k != "title"}
+    for key in ("source", "simulation", "patches", "encoder", "decoder", "training", "arm"):
+        if then[key] != now[key]:
+            raise UserError(
+                f"{folder} was computed with another '{key}' than preset '{preset.name}' has now: "
+                "run `make book`, which computes again what has changed"
+            )
 
 
 def _check_patient(preset: Preset, patient: str) -> None:

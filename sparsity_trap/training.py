@@ -313,7 +313,8 @@ def _validate(
         pred.append(metrics.bin_sum(losses.rate(eta, arm.link) * tissue, 4))
         masks.append(metrics.bin_mask(mask, 4))
     per_gene = metrics.pcc(torch.cat(truth), torch.cat(pred), torch.cat(masks))
-    return total / len(held_out), float(np.nanmean(per_gene))
+    defined = per_gene[np.isfinite(per_gene)]
+    return total / len(held_out), float(defined.mean()) if len(defined) else math.nan
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 import zarr
 from safetensors.torch import load_file
 
-from sparsity_trap import config, metrics, training
+from sparsity_trap import config, metrics, steps, training
 from sparsity_trap.config import Run, UserError, load_preset
 from sparsity_trap.encoders import dihedral, views
 
@@ -186,3 +186,11 @@ def test_tokens_of_another_encoder_are_refused(preset):
     other = preset.encoder.model_copy(update={"name": "virchow2"})
     with pytest.raises(UserError, match="tokens of encoder 'filterbank'.*delete"):
         training.open_tokens(preset.model_copy(update={"encoder": other}), "P1")
+
+
+def test_run_of_other_settings_is_not_taken_for_this_one(preset):
+    training.train(preset, RUN)
+    assert steps.run(preset, RUN) == preset.run_dir(RUN)
+    other = preset.training.model_copy(update={"lr": 0.5})
+    with pytest.raises(UserError, match="another 'training' than preset 'smoke' has now"):
+        steps.run(preset.model_copy(update={"training": other}), RUN)

@@ -1,14 +1,15 @@
-"""Simulate one patient's Space Ranger folder: python workflow/make_section.py P5 preset=laptop source="""
+"""Simulate one patient's Space Ranger folder: python workflow/make_section.py P5 preset=laptop source= cohort="""
 
 import sys
 
 from sparsity_trap import steps
-from sparsity_trap.config import UserError, load_preset
+from sparsity_trap.cohort import open_preset
+from sparsity_trap.config import UserError
 
 if __name__ == "__main__":
     arguments = dict(pair.split("=", 1) for pair in sys.argv[2:])
     try:
-        preset = load_preset(arguments["preset"], arguments["source"] or None)
+        preset = open_preset(**arguments)
         steps.section(preset, sys.argv[1])
     except UserError as error:
         sys.exit(f"error: {error}")

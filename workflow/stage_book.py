@@ -1,6 +1,6 @@
 """Put what the book reads into book/executed:
 
-python workflow/stage_book.py preset=laptop source= -- results/laptop/notebooks/03_results.ipynb ...
+python workflow/stage_book.py preset=laptop source= cohort= -- results/laptop/notebooks/03_results.ipynb ...
 """
 
 import json
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import nbformat
 
-from sparsity_trap.config import ROOT, load_preset
+from sparsity_trap.cohort import open_preset
+from sparsity_trap.config import ROOT
 from sparsity_trap.files import building
 
 
@@ -34,7 +35,7 @@ def as_page(path: Path) -> nbformat.NotebookNode:
 if __name__ == "__main__":
     split = sys.argv.index("--")
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:split])
-    preset = load_preset(arguments["preset"], arguments["source"] or None)
+    preset = open_preset(**arguments)
     numbers = json.loads((preset.folder / "numbers.json").read_text())
     run = {
         "source": preset.source,

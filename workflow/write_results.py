@@ -1,6 +1,6 @@
 """Write every number that the book quotes, and tables S1 to S3:
 
-python workflow/write_results.py results/laptop preset=laptop source=
+python workflow/write_results.py results/laptop preset=laptop source= cohort=
 """
 
 import json
@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 from sparsity_trap import results
-from sparsity_trap.config import UserError, load_preset
+from sparsity_trap.cohort import open_preset
+from sparsity_trap.config import UserError
 from sparsity_trap.files import building
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     arguments = dict(pair.split("=", 1) for pair in sys.argv[2:])
-    preset = load_preset(arguments["preset"], arguments["source"] or None)
+    preset = open_preset(**arguments)
     numbers = results.numbers(preset, results.load_all(preset))
     with building(folder / "tables") as partial:
         partial.mkdir()

@@ -1,0 +1,471 @@
+"""Cohort file: where each patient's section lies, and guards against sections that mislead.
+
+The guards look for mistakes that raise no error later and spoil a result: a section that occurs
+twice, normalised values in place of counts, bins of another width, an image of another section.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparsity_trap.config import BIN_UM, Name, Preset, Runs, UserError, first_problem, load_preset
+from sparsity_trap.visium_hd import SQUARE, Slide, fit_grid_to_pixels, open_slide
+
+if TYPE_CHECKING:
+    import h5py
+
+#: Blocks of each array of a matrix that are looked at, and values in a block. At full size the
+#: whole array takes minutes to decompress and the sample a fraction of a second.
+_BLOCKS, _BLOCK = 24, 4096
+
+_IMAGE_HEAD, _IMAGE_BLOCK = 1 << 20, 1 << 16  # bytes
+
+#: How far a bin width measured from pixel positions may be from 2 µm, as a share of it. Real
+#: sections agree to 0.1 %; the scale factors of another scan do not.
+_SCALE_TOLERANCE = 0.02
+
+#: Share of tissue bins that may lie outside the image. The capture area may reach over its edge:
+#: in the public section P2, 8 % of all bins and 0.06 % of tissue bins do.
+_OUTSIDE = 0.01
+
+
+class Section(BaseModel):
+    """Files of one patient's section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    outs: Path = Field(description="Space Ranger's outs folder")
+    image: Path | None = Field(None, description="full-resolution H&E; default: the one in outs")
+    mask: Path | None = Field(None, description="picture that is black where bins are left out")
+
+    def open(self) -> Slide:
+        """Open the section for reading; see :func:`sparsity_trap.visium_hd.open_slide`."""
+        return open_slide(self.outs, self.image)
+
+
+class Cohort(BaseModel):
+    """Sections by patient, in the order of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patients: dict[Name, Section] = Field(min_length=1)
+
+
+def read_cohort(path: Path | str) -> Cohort:
+    """Read a cohort file without looking at the sections it names.
+
+    Parameters
+    ----------
+    path
+        YAML file; see ``cohort.example.yaml``. Relative paths in it are relative to it.
+
+    Raises
+    ------
+    UserError
+        The file is missing, is not YAML, names a patient twice or not usably, or has an unknown or
+        invalid key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: copy cohort.example.yaml and fill in your folders")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a mapping: see cohort.example.yaml")
+    try:
+        cohort = Cohort.model_validate(content)
+    except ValidationError as error:
+        where = error.errors()[0]["loc"]
+        if where[-1] == "[key]":
+            raise UserError(
+                f"{path}: patient name '{where[-2]}' cannot name a folder: use letters, digits, "
+                "_ . + - beginning with a letter or digit, and quotes around a number"
+            ) from None
+        raise UserError(f"{path}: {first_problem(error)}") from None
+    folder = path.resolve().parent
+    return Cohort(
+        patients={
+            name: Section(
+                **{key: folder / file.expanduser() for key, file in section if file is not None}
+            )
+            for name, section in cohort.patients.items()
+        }
+    )
+
+
+def load_cohort(path: Path | str, *, at_least: int = 2) -> Cohort:
+    """Read a cohort file and check that every file and folder it names exists.
+
+    Parameters
+    ----------
+    path
+        YAML file; see ``cohort.example.yaml``.
+    at_least
+        Patients needed: two for training, because one is left out for testing; one for predicting.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_cohort`; too few patients; a file or folder does not exist.
+    """
+    cohort = read_cohort(path)
+    if len(cohort.patients) < at_least:
+        raise UserError(
+            f"{path}: patients: {len(cohort.patients)} given, {at_least} needed; add a patient, "
+            "since each is tested by a model that never saw it"
+        )
+    for name, section in cohort.patients.items():
+        check_files(path, name, section)
+    return cohort
+
+
+def open_preset(preset: str, source: str = "", cohort: str = "") -> Preset:
+    """Load a preset, with another source or the patients of a cohort file where these are given."""
+    if not cohort:
+        return load_preset(preset, source)
+    if source not in ("", "spaceranger"):
+        raise UserError(f"COHORT names real sections, but SOURCE is '{source}': leave one out")
+    return with_cohort(load_preset(preset), cohort)
+
+
+def real_section(preset: Preset, patient: str) -> Section:
+    """Files of a patient's real section: those of the cohort file, or in data/sections.
+
+    Raises
+    ------
+    UserError
+        Nothing is there, or the section is a simulated one.
+    """
+    if preset.cohort_file is not None:
+        section = load_cohort(preset.cohort_file).patients[patient]
+    else:
+        section = Section(outs=preset.outs(patient))
+        if not section.outs.is_dir():
+            raise UserError(
+                f"{section.outs} does not exist: put the Space Ranger output of patient {patient} "
+                "there (or a link to it), with its full-resolution image, give a cohort file "
+                "(COHORT=), or choose SOURCE=simulated"
+            )
+    if (section.outs / "truth.zarr").exists():
+        raise UserError(
+            f"section {patient}: {section.outs} is simulated (it holds truth.zarr): choose "
+            "SOURCE=simulated or tissue-map, so that nobody takes its results for real ones"
+        )
+    return section
+
+
+def with_cohort(preset: Preset, path: Path | str) -> Preset:
+    """Give a preset the patients of a cohort file.
+
+    The preset's main patient stands for itself where the cohort has a patient of that name, and
+    for the cohort's last patient otherwise. A group of runs that tests the preset's other patients
+    too tests every patient of the cohort.
+
+    Returns
+    -------
+    A preset of source ``spaceranger``, with the file's stem added to its name.
+    """
+    path = Path(path).resolve()
+    patients = list(load_cohort(path).patients)
+    main = preset.main_patient if preset.main_patient in patients else patients[-1]
+    others = [name for name in patients if name != main]
+    runs = []
+    for group in preset.runs:
+        tests_main = preset.main_patient in group.test_patients
+        tests_others = len(group.test_patients) > tests_main
+        tested = [main] * tests_main + others * tests_others
+        runs.append(Runs(arms=group.arms, test_patients=tested, seeds=group.seeds))
+    changes = {
+        "name": f"{preset.name}-{path.stem}",
+        "source": "spaceranger",
+        "patients": patients,
+        "main_patient": main,
+        "cohort_file": path,
+        "runs": runs,
+    }
+    return preset.model_copy(update=changes)
+
+
+def check_files(path: Path | str, name: str, section: Section) -> None:
+    """Raise ``UserError`` when a file or folder of one patient does not exist."""
+    if not section.outs.is_dir():
+        raise UserError(
+            f"{path}: patients.{name}.outs: {section.outs} is not a folder: give the outs folder "
+            "of Space Ranger (relative paths are relative to the cohort file)"
+        )
+    for key, what in (("image", "full-resolution H&E"), ("mask", "mask, or leave the key out")):
+        file = getattr(section, key)
+        if file is not None and not file.is_file():
+            raise UserError(
+                f"{path}: patients.{name}.{key}: {file} is not a file: give the {what} "
+                "(relative paths are relative to the cohort file)"
+            )
+
+
+def content_hash(outs: Path | str) -> str:
+    """Hash of a section's counts that survives copying, renaming and recompression.
+
+    SHA-256 over the matrix's shape, its number of non-zeros and fixed blocks of its barcodes, row
+    pointers, gene indices and counts. Pixel positions and the image are left out on purpose: the
+    same section aligned again is still the same section.
+
+    Parameters
+    ----------
+    outs
+        Space Ranger's outs folder.
+
+    Returns
+    -------
+    64 hexadecimal digits.
+
+    Raises
+    ------
+    UserError
+        The matrix is missing or damaged.
+    """
+    with _matrix(Path(outs)) as matrix:
+        digest = hashlib.sha256(np.array([*matrix["shape"][:], len(matrix["data"])], "<i8"))
+        for name in ("indptr", "indices"):
+            digest.update(_sample(matrix[name]).astype("<i8"))
+        # Counts are hashed as real numbers, so that their storage type does not matter.
+        digest.update(_sample(matrix["data"]).astype("<f8"))
+        digest.update(_sample(matrix["barcodes"]).astype("S32"))
+    return digest.hexdigest()
+
+
+def check_cohort(cohort: Cohort) -> None:
+    """Raise ``UserError`` at the first section that would mislead.
+
+    Takes some seconds per full section: positions are read whole, all else is sampled.
+    """
+    for name, section in cohort.patients.items():
+        check_section(name, section)
+    check_distinct(cohort)
+
+
+def check_section(name: str, section: Section) -> None:
+    """Guard one section: raw counts, 2 µm bins, and the image that its positions belong to."""
+    slide = open_section(name, section)
+    check_counts(name, section)
+    step, pixels = bin_geometry(slide)
+    check_bin_width(name, slide, step)
+    check_image(name, slide, pixels)
+    check_mask(name, section, slide)
+
+
+def open_section(name: str, section: Section) -> Slide:
+    """Open a section; an error names the patient too."""
+    try:
+        return section.open()
+    except UserError as error:
+        raise UserError(f"section {name}: {error}") from None
+
+
+def check_counts(name: str, section: Section) -> None:
+    """Raise ``UserError`` when a sample of the matrix is not raw counts of 2 µm bins."""
+    with _matrix(section.outs) as matrix:
+        values, barcodes = _sample(matrix["data"]), _sample(matrix["barcodes"]).astype("S32")
+        path = matrix.file.filename
+    wrong = values[(values < 0) | (values != np.floor(values))]
+    if wrong.size:
+        raise UserError(
+            f"section {name}: {path} holds {wrong[0]:g}, which is not a count: give the raw UMI "
+            "matrix of Space Ranger, not normalised or log-transformed values"
+        )
+    foreign = barcodes[~np.char.startswith(barcodes, b"s_002um_")]
+    if foreign.size:
+        raise UserError(
+            f"section {name}: {path} has barcode {foreign[0].decode()}, not that of a 2 µm bin: "
+            f"give the matrix in binned_outputs/{SQUARE}"
+        )
+
+
+def bin_geometry(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
+    """Measure where bins lie in the image.
+
+    Returns
+    -------
+    step
+        Pixels from a bin to the next along array rows and columns, ``[2]``.
+    pixels
+        Pixel row and column of each tissue bin, ``[2, bins]``.
+
+    Raises
+    ------
+    UserError
+        No bin lies in tissue, or the bins do not span the plane.
+    """
+    in_tissue, y, x = slide.positions()
+    if not in_tissue.any():
+        raise UserError(
+            f"{slide.positions_path} has no bin in tissue: detect tissue again, or leave the "
+            "section out"
+        )
+    # A thousand or so bins determine the scale; fitting all 11 million would take seconds.
+    some = np.ix_(*(np.arange(0, n, max(1, n // 32)) for n in in_tissue.shape))
+    rows, cols = np.broadcast_arrays(*some)
+    fit = fit_grid_to_pixels(rows.ravel(), cols.ravel(), y[some].ravel(), x[some].ravel())
+    step = np.linalg.norm(fit.matrix[:, :2], axis=0)
+    return step, np.stack([y[in_tissue], x[in_tissue]])
+
+
+def check_bin_width(name: str, slide: Slide, step: np.ndarray) -> None:
+    """Raise ``UserError`` when positions and scale factors disagree on the width of a bin."""
+    width = step * slide.microns_per_pixel
+    if not np.allclose(width, BIN_UM, rtol=_SCALE_TOLERANCE):
+        raise UserError(
+            f"section {name}: bins in {slide.positions_path} are {width[0]:.3g} x {width[1]:.3g} "
+            f"µm apart at {slide.microns_per_pixel:g} µm per pixel, not {BIN_UM:g}: give the "
+            f"positions and scalefactors_json.json of one run, both from {SQUARE}"
+        )
+
+
+def check_image(name: str, slide: Slide, pixels: np.ndarray) -> None:
+    """Raise ``UserError`` when the image cannot be the one the section was aligned to.
+
+    All but a few tissue bins, ``pixels`` ``[2, bins]``, must lie inside it. Where Space Ranger's
+    downsized copy is at hand, its size and the recorded scale give the size of the original.
+    """
+    with slide.open_image() as image:
+        size = np.array(image.shape[:2])
+    remedy = (
+        "give the full-resolution image that Space Ranger was run on for this section, not a "
+        "resized copy or that of another"
+    )
+    inside = ((pixels >= 0) & (pixels <= size[:, None] - 1)).all(axis=0).mean()
+    if 1 - inside > _OUTSIDE:
+        (y0, x0), (y1, x1) = pixels.min(1), pixels.max(1)
+        raise UserError(
+            f"section {name}: {1 - inside:.0%} of tissue bins lie outside {slide.image} of "
+            f"{size[0]} x {size[1]} pixels (bins: rows {y0:.0f} to {y1:.0f}, columns {x0:.0f} to "
+            f"{x1:.0f}): {remedy}"
+        )
+    expected = recorded_image_size(slide)
+    # The copy's size is rounded to whole pixels, each of which is many of the original.
+    if expected is not None and (np.abs(size - expected[0]) > 2 * expected[1]).any():
+        raise UserError(
+            f"section {name}: {slide.image} has {size[0]} x {size[1]} pixels, but tissue_hires_"
+            f"image.png was made from {expected[0][0]:.0f} x {expected[0][1]:.0f}: {remedy}"
+        )
+
+
+def recorded_image_size(slide: Slide) -> tuple[np.ndarray, float] | None:
+    """Height and width of the image Space Ranger was run on, from its downsized copy.
+
+    Returns
+    -------
+    Height and width in pixels, and how exact they are; None where no copy was kept.
+    """
+    import json
+
+    from PIL import Image
+
+    spatial = slide.positions_path.parent
+    copy = spatial / "tissue_hires_image.png"
+    scale = json.loads((spatial / "scalefactors_json.json").read_text()).get("tissue_hires_scalef")
+    if scale is None or not copy.is_file():
+        return None
+    with Image.open(copy) as image:
+        return np.array(image.size[::-1]) / scale, 1 / scale
+
+
+def check_mask(name: str, section: Section, slide: Slide) -> None:
+    """Raise ``UserError`` when the mask cannot be of the same field of view as the image."""
+    if section.mask is None:
+        return
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(section.mask) as mask:
+            width, height = mask.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(
+            f"section {name}: mask {section.mask} is not a picture ({error}): save it as PNG"
+        ) from None
+    with slide.open_image() as image:
+        ratio = image.shape[0] / image.shape[1]
+    # A pixel of rounding on the shorter side of a small mask is no error.
+    if abs(height / width / ratio - 1) > 0.01 + 1 / min(width, height):
+        raise UserError(
+            f"section {name}: mask {section.mask} of {height} x {width} pixels has not the shape "
+            f"of {slide.image}: draw it on the whole image, at any scale"
+        )
+
+
+def check_distinct(cohort: Cohort) -> None:
+    """Raise ``UserError`` when two patients have the same section or the same image."""
+    for what, of in (("section", _section_of), ("image", _image_of)):
+        seen: dict[str, str] = {}
+        for name, section in cohort.patients.items():
+            other = seen.setdefault(of(section), name)
+            if other != name:
+                raise UserError(
+                    f"sections {other} and {name} are the same {what} "
+                    f"({cohort.patients[other].outs}, {section.outs}): remove one, or a model is "
+                    "tested on what it was trained on (10x's Visium_HD_Human_Colon_Cancer without "
+                    "a suffix is P2 again)"
+                )
+
+
+def _section_of(section: Section) -> str:
+    return content_hash(section.outs)
+
+
+def _image_of(section: Section) -> str:
+    """Hash of an image file's size, head and some blocks; heads alone may be empty glass."""
+    path = section.open().image
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_IMAGE_HEAD))
+        for start in np.linspace(0, max(size - _IMAGE_BLOCK, 0), _BLOCKS).astype(int):
+            file.seek(start)
+            digest.update(file.read(_IMAGE_BLOCK))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _matrix(outs: Path) -> Iterator[h5py.Group]:
+    import h5py
+
+    path = outs / "binned_outputs" / SQUARE / "filtered_feature_bc_matrix.h5"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the outs folder of a whole Visium HD run")
+    try:
+        with h5py.File(path) as file:
+            yield file["matrix"]
+    except (KeyError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole Space Ranger matrix, version 3 ({error}): copy it again"
+        ) from None
+
+
+def _sample(dataset: h5py.Dataset) -> np.ndarray:
+    """Evenly spaced blocks of a one-dimensional data set; all of a short one."""
+    if len(dataset) <= _BLOCKS * _BLOCK:
+        return dataset[:]
+    starts = np.linspace(0, len(dataset) - _BLOCK, _BLOCKS).astype(int)
+    return np.concatenate([dataset[start : start + _BLOCK] for start in starts])
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe loader that refuses a key given twice; YAML readers keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key}' is given twice; rename or remove one", node.start_mark
+                )
+        return super().construct_mapping(node, deep)

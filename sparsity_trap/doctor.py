@@ -1,0 +1,399 @@
+"""Check everything a run needs: ``python -m sparsity_trap.doctor [--preset NAME] [--cohort FILE]``.
+
+Prints one table of what was found and how to mend it. The exit status is 1 if anything fails.
+No check stops another, and nothing is downloaded or written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from sparsity_trap.config import ROOT, Preset, UserError, load_preset
+
+#: Packages whose version can change a result or whether a file can be read.
+PACKAGES = (
+    "torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scanpy", "squidpy", "anndata",
+    "statsmodels", "zarr", "h5py", "pyarrow", "tifffile", "imagecodecs", "pydantic", "snakemake",
+    "papermill", "jupyter-book",
+)  # fmt: skip
+LOCK = ROOT / "requirements.lock.txt"
+
+#: Encoders with weights behind a licence: the name in a preset, and the model on Hugging Face.
+GATED = {"virchow2": "paige-ai/Virchow2"}
+
+#: GB that results of simulated and of real sections may take. With real ones, the tokens of about
+#: 600 patches in 16 views take 6 GB per patient.
+_DISK_GB = {"simulated": 5, "tissue-map": 5, "spaceranger": 50}
+_LEAST_DISK_GB = 1
+_GPU_GB = 8
+
+#: Widths of the text columns, in characters.
+_WIDTH = 58
+
+State = Literal["ok", "warn", "FAIL"]
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    check: str
+    state: State
+    found: str
+    mend: str = ""
+
+
+def examine(
+    preset: Callable[[], Preset], cohort: Path | None = None, online: bool = False
+) -> Iterator[Row]:
+    """Carry out every check.
+
+    Parameters
+    ----------
+    preset
+        Gives the preset to be run, or raises ``UserError``.
+    cohort
+        Cohort file; its sections are checked. Default: those of the preset, where it reads real
+        ones.
+    online
+        Ask Hugging Face whether the token opens gated weights. Without it nothing leaves this
+        computer.
+    """
+    yield from _guarded("Python", python)
+    yield from _guarded("packages", packages)
+    yield from _guarded("GPU", gpu)
+    settings: Preset | None = None
+    try:
+        settings = preset()
+    except UserError as error:
+        yield _failed("preset", error)
+    if settings is not None:
+        yield from _guarded("preset", partial(_preset, settings))
+        yield from _guarded("disk", partial(disk, settings.folder, _DISK_GB[settings.source]))
+        yield from _guarded("encoder", partial(encoder, settings.encoder.name, online))
+        yield from _guarded("cell-type maps", partial(label_maps, settings))
+    yield from _guarded("cohort", partial(_sections, settings, cohort))
+
+
+def python() -> Iterator[Row]:
+    """Version of Python against the one the lock was made for."""
+    found = f"Python {platform.python_version()}"
+    sound = sys.version_info[:2] == (3, 11)
+    yield Row("Python", *(("ok", found) if sound else ("FAIL", found, "install 3.11, make env")))
+
+
+def packages(lock: Path = LOCK) -> Iterator[Row]:
+    """Installed versions against the lock; a build suffix such as ``+cpu`` does not count."""
+    if not lock.is_file():
+        raise UserError(f"{lock} does not exist: restore it from the repository")
+    locked = dict(re.findall(r"^([\w.-]+)==([^\s;+]+)", lock.read_text(), re.MULTILINE))
+    missing, other = [], []
+    for name in PACKAGES:
+        try:
+            installed = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+            continue
+        if installed != locked.get(name, installed):
+            other.append(f"{name} {installed} (lock: {locked[name]})")
+    if missing:
+        yield Row("packages", "FAIL", f"not installed: {', '.join(missing)}", "make env")
+    if other:
+        mend = "make env; results of other versions may differ"
+        yield Row("packages", "warn", ", ".join(other), mend)
+    if not missing and not other:
+        yield Row("packages", "ok", f"{len(PACKAGES)} key packages are those of {lock.name}")
+
+
+def gpu() -> Iterator[Row]:
+    """Whether torch works, and with which accelerator."""
+    import torch
+
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(i)
+            gigabytes = properties.total_memory / 1e9
+            found = f"torch {torch.__version__}, {properties.name}, {gigabytes:.0f} GB"
+            if gigabytes < _GPU_GB:
+                yield Row("GPU", "warn", found, f"{_GPU_GB} GB or more; else lower batch_size")
+            else:
+                yield Row("GPU", "ok", found)
+    elif shutil.which("nvidia-smi"):
+        yield Row(
+            "GPU", "FAIL", f"torch {torch.__version__} sees no GPU, though nvidia-smi is present",
+            "remove .venv and say make env, which installs torch with CUDA; or update the driver",
+        )  # fmt: skip
+    else:
+        mend = "enough for the laptop preset; full sections need an NVIDIA GPU"
+        yield Row("GPU", "warn", f"torch {torch.__version__}, no GPU", mend)
+
+
+def disk(folder: Path, needed: int) -> Iterator[Row]:
+    """Free space where results go, GB."""
+    existing = next(f for f in (folder, *folder.parents) if f.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{existing} cannot be written: change its owner or permissions")
+    free = shutil.disk_usage(existing).free / 1e9
+    found = f"{free:.0f} GB free in {existing}"
+    mend = f"free some space: a run may take {needed} GB"
+    if free < _LEAST_DISK_GB:
+        yield Row("disk", "FAIL", found, mend)
+    elif free < needed:
+        yield Row("disk", "warn", found, mend)
+    else:
+        yield Row("disk", "ok", found)
+
+
+def encoder(name: str, online: bool = False) -> Iterator[Row]:
+    """Whether the encoder's weights can be had. A token is looked for, never shown."""
+    if name == "filterbank":
+        yield Row("encoder", "ok", "filterbank, which needs no weights")
+        return
+    if name not in GATED:
+        yield Row("encoder", "ok", f"{name}: timm downloads its weights at first use")
+        return
+    import huggingface_hub
+
+    accept = f"accept the licence at huggingface.co/{GATED[name]}"
+    if not huggingface_hub.get_token():
+        found = f"{name} is gated and no Hugging Face token is present"
+        yield Row("encoder", "FAIL", found, f"{accept} and set HF_TOKEN, or change encoder.name")
+        return
+    if not online:
+        found = f"{name} is gated; a token is present, access not tried"
+        yield Row("encoder", "ok", found, "--online tries it")
+        return
+    try:
+        huggingface_hub.auth_check(GATED[name])
+    except huggingface_hub.errors.GatedRepoError:
+        yield Row("encoder", "FAIL", f"{name}: the token gives no access", accept)
+    except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
+        # Only the kind of error: its text may quote the request.
+        found = f"{name}: Hugging Face could not be asked ({type(error).__name__})"
+        yield Row("encoder", "warn", found, "check the connection and the token")
+    else:
+        yield Row("encoder", "ok", f"{name}: the token gives access")
+
+
+def label_maps(preset: Preset) -> Iterator[Row]:
+    """Cell-type maps of the source ``tissue-map``; missing ones are downloaded at first use."""
+    from sparsity_trap.simulate import LABEL_SHA256, find_labels
+    from sparsity_trap.steps import LABELS, LABELS_VARIABLE
+
+    folder = Path(os.environ.get(LABELS_VARIABLE, LABELS))
+    present = [
+        p for p in LABEL_SHA256 if (folder / f"DeconvolutionResults_{p}CRC.csv.gz").is_file()
+    ]
+    for patient in present:
+        find_labels(patient, folder)  # compares checksums
+    missing = [p for p in LABEL_SHA256 if p not in present]
+    found = f"{', '.join(present) or 'none'} in {folder}"
+    if preset.source != "tissue-map":
+        yield Row("cell-type maps", "ok", f"{found}; this preset needs none")
+    elif missing:
+        mend = f"{', '.join(missing)} will be downloaded; without a connection, put them there"
+        yield Row("cell-type maps", "warn", found, mend)
+    else:
+        yield Row("cell-type maps", "ok", found)
+
+
+def section(name: str, this) -> Iterator[Row]:
+    """Files, versions, counts, scale, image and gene panel of one section.
+
+    Parameters
+    ----------
+    name
+        Patient.
+    this
+        A :class:`sparsity_trap.cohort.Section`.
+    """
+    from sparsity_trap import cohort
+
+    slide = cohort.open_section(name, this)
+    rows, cols = slide.array_shape
+    found = f"{_versions(slide.matrix_path)}; grid of {rows} x {cols} bins"
+    yield Row(f"{name} files", "ok", found)
+    yield from _guarded(f"{name} counts", partial(_counts, name, this))
+    yield from _guarded(f"{name} genes", partial(_genes, slide.genes))
+    yield from _guarded(f"{name} image", partial(_geometry, name, this, slide))
+    if this.mask is not None:
+        yield from _guarded(f"{name} mask", partial(_mask, name, this, slide))
+
+
+def _counts(name: str, this) -> Iterator[Row]:
+    from sparsity_trap.cohort import check_counts
+
+    check_counts(name, this)
+    yield Row(f"{name} counts", "ok", "whole numbers in 2 µm bins")
+
+
+def _genes(genes: Sequence[str]) -> Iterator[Row]:
+    from sparsity_trap.genes import PANEL
+
+    missing = [gene for gene in PANEL if gene not in set(genes)]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(PANEL)} panel genes are not among the section's "
+            f"{len(genes)} ({', '.join(missing)}): use a matrix of the human transcriptome with "
+            "gene symbols, or another panel"
+        )
+    yield Row("", "ok", f"all {len(PANEL)} panel genes are among {len(genes)}")
+
+
+def _geometry(name: str, this, slide) -> Iterator[Row]:
+    from sparsity_trap import cohort
+
+    with slide.open_image() as image:
+        height, width = image.shape[:2]
+    found = f"{height} x {width} pixels of {slide.microns_per_pixel:.4g} µm: {slide.image}"
+    yield Row(f"{name} image", "ok", found)
+    step, pixels = cohort.bin_geometry(slide)
+    um = step * slide.microns_per_pixel
+
+    def width_of_bins() -> Iterator[Row]:
+        cohort.check_bin_width(name, slide, step)
+        yield Row("", "ok", f"{um[0]:.3f} x {um[1]:.3f} µm apart by their pixel positions")
+
+    def fit_of_image() -> Iterator[Row]:
+        cohort.check_image(name, slide, pixels)
+        yield Row("", "ok", f"those of {pixels.shape[1]} tissue bins fit the image")
+
+    yield from _guarded(f"{name} bins", width_of_bins)
+    yield from _guarded(f"{name} positions", fit_of_image)
+
+
+def _mask(name: str, this, slide) -> Iterator[Row]:
+    from sparsity_trap.cohort import check_mask
+
+    check_mask(name, this, slide)
+    yield Row("", "ok", f"{this.mask}")
+
+
+def _versions(matrix: Path) -> str:
+    """What a matrix says of the software and references it was made with."""
+    import h5py
+
+    with h5py.File(matrix) as file:
+        versions = [
+            f"{label} {value.decode() if isinstance(value, bytes) else value}"
+            for key, label in (("software_version", "written by"), ("version", "matrix version"))
+            if (value := file.attrs.get(key)) is not None
+        ]
+        features = file["matrix/features"]
+        genome = [features["genome"][0].decode()] if len(features.get("genome", ())) else []
+        barcodes = len(file["matrix/barcodes"])
+    return "; ".join([*(versions or ["versions not recorded"]), *genome, f"{barcodes} barcodes"])
+
+
+def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
+    from sparsity_trap import cohort as cohorts
+
+    if cohort_file is not None:
+        cohort = cohorts.read_cohort(cohort_file)
+        yield Row("cohort", "ok", f"{cohort_file}: {', '.join(cohort.patients)}")
+        if absent := [p for p in preset.patients if p not in cohort.patients] if preset else []:
+            found = f"{', '.join(absent)} of preset '{preset.name}' not in {cohort_file}"
+            yield Row("cohort", "warn", found, "add them, or list your patients in the preset")
+    elif preset is not None and preset.source == "spaceranger":
+        cohort = cohorts.Cohort(
+            patients={p: cohorts.Section(outs=preset.outs(p)) for p in preset.patients}
+        )
+        yield Row("cohort", "ok", f"no file given; sections in {preset.outs('<patient>')}")
+    else:
+        yield Row("cohort", "ok", "sections are simulated at first use")
+        return
+    readable = {}
+    for name, this in cohort.patients.items():
+        if cohort_file is None and not this.outs.is_dir():
+            mend = "make download gets the public sections; name your own in a cohort file"
+            yield Row(f"{name} files", "FAIL", f"{this.outs} does not exist", mend)
+            continue
+        if cohort_file is not None:
+            try:
+                cohorts.check_files(cohort_file, name, this)
+            except UserError as error:
+                yield _failed(f"{name} files", error)
+                continue
+        rows = list(_guarded(f"{name} files", partial(section, name, this)))
+        yield from rows
+        if all(row.state == "ok" for row in rows[:2]):
+            readable[name] = this
+    if len(readable) > 1:
+        yield from _guarded("duplicates", partial(_distinct, cohorts.Cohort(patients=readable)))
+
+
+def _distinct(cohort) -> Iterator[Row]:
+    from sparsity_trap.cohort import check_distinct
+
+    check_distinct(cohort)
+    yield Row("", "ok", f"{len(cohort.patients)} sections and images, all different")
+
+
+def _preset(preset: Preset) -> Iterator[Row]:
+    found = f"{preset.name}: {preset.source}, {', '.join(preset.patients)}, "
+    yield Row("preset", "ok", found + f"{len(preset.all_runs())} runs")
+
+
+def _guarded(check: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """Rows of a check, under its name where they have none; an error becomes a row."""
+    try:
+        for row in rows():
+            yield row if row.check else row._replace(check=check)
+    except Exception as error:  # a table that stops at the first surprise would hide the rest
+        yield _failed(check, error)
+
+
+def _failed(check: str, error: Exception) -> Row:
+    if not isinstance(error, UserError):
+        return Row(check, "FAIL", f"{type(error).__name__}: {error}", "make env, or report this")
+    # Messages read "what is wrong: what to do".
+    found, _, mend = str(error).rpartition(": ")
+    return Row(check, "FAIL", found or mend, mend if found else "")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned plain text of the rows."""
+    cells = [Row("check", "state", "found", "how to mend"), *rows]
+    # Paths stay whole, so that they can be copied.
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    wrapped = [[textwrap.wrap(cell, _WIDTH, **options) or [""] for cell in row] for row in cells]
+    widths = [max(len(line) for row in wrapped for line in row[i]) for i in range(len(cells[0]))]
+    lines = []
+    for row in wrapped:
+        for i in range(max(map(len, row))):
+            parts = [cell[i] if i < len(cell) else "" for cell in row]
+            joined = "  ".join(p.ljust(w) for p, w in zip(parts, widths, strict=True))
+            lines.append(joined.rstrip())
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsity_trap.doctor", description="Check everything a run needs."
+    )
+    parser.add_argument("--preset", default="laptop", help="name in presets/; default: laptop")
+    parser.add_argument("--source", choices=sorted(_DISK_GB), help="in place of the preset's")
+    parser.add_argument("--cohort", type=Path, metavar="FILE", help="a cohort file")
+    parser.add_argument("--online", action="store_true", help="try the access to gated weights")
+    given = parser.parse_args(arguments)
+    preset = partial(load_preset, given.preset, given.source)
+    rows = list(examine(preset, given.cohort, given.online))
+    print(table(rows))
+    warned, failed = (sum(row.state == state for row in rows) for state in ("warn", "FAIL"))
+    print(f"\n{len(rows)} checks: {failed} failed, {warned} with a warning")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

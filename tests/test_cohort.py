@@ -1,0 +1,242 @@
+"""Cohort files and the guards against sections that mislead."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from spaceranger import write_outs
+
+from sparsity_trap import cohort as cohorts
+from sparsity_trap.cohort import check_cohort, content_hash, load_cohort, read_cohort
+from sparsity_trap.config import ROOT, UserError
+from sparsity_trap.visium_hd import open_slide
+
+GENES = ("EPCAM", "VIM", "ACTB")
+
+
+def write_section(outs, seed, **options):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(0.6, (len(GENES), 16, 12))
+    options.setdefault("image", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    return write_outs(outs, counts, GENES, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two sound sections and the cohort file that names them."""
+    for seed, name in enumerate(["P1", "P2"]):
+        write_section(tmp_path / name / "outs", seed)
+    write(tmp_path, "patients: {P1: {outs: P1/outs}, P2: {outs: P2/outs}}")
+    return tmp_path
+
+
+def write(folder, text):
+    (folder / "cohort.yaml").write_text(text)
+    return folder / "cohort.yaml"
+
+
+def matrix(outs):
+    return outs / "binned_outputs" / "square_002um" / "filtered_feature_bc_matrix.h5"
+
+
+def spatial(outs):
+    return outs / "binned_outputs" / "square_002um" / "spatial"
+
+
+def check(folder):
+    check_cohort(load_cohort(folder / "cohort.yaml"))
+
+
+def test_sound_cohort(folder):
+    cohort = load_cohort(folder / "cohort.yaml")
+    assert list(cohort.patients) == ["P1", "P2"]
+    check_cohort(cohort)
+    assert cohort.patients["P1"].open().outs == folder / "P1" / "outs"
+
+
+def test_example_is_a_cohort_file():
+    cohort = read_cohort(ROOT / "cohort.example.yaml")
+    assert list(cohort.patients) == ["P1", "P2", "P5"]
+    assert cohort.patients["P2"].mask == ROOT / "P2" / "mask.png"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("patients: [", "not valid YAML"),
+        ("just text", "must be a mapping"),
+        ("sections: {}", "unknown key|patients"),
+        ("patients: {}", "patients"),
+        ("patients: {P1: {out: x}}", "patients.P1"),
+        ("patients: {P1: {outs: P1/outs, dpi: 3}, P2: {outs: P2/outs}}", "unknown key .*dpi"),
+        ("patients: {1: {outs: P1/outs}, P2: {outs: P2/outs}}", "'1' cannot name a folder"),
+        ("patients: {a/b: {outs: P1/outs}, P2: {outs: P2/outs}}", "'a/b' cannot name a folder"),
+        ("patients: {P1: {outs: P1/outs}, P1: {outs: P2/outs}}", "'P1' is given twice"),
+        ("patients: {P1: {outs: P1/outs}}", "1 given, 2 needed"),
+        ("patients: {P1: {outs: P1/outs}, P2: {outs: nowhere}}", r"patients\.P2\.outs.*nowhere"),
+        (
+            "patients: {P1: {outs: P1/outs, image: no.tif}, P2: {outs: P2/outs}}",
+            r"patients\.P1\.image.*no\.tif",
+        ),
+        (
+            "patients: {P1: {outs: P1/outs, mask: no.png}, P2: {outs: P2/outs}}",
+            r"patients\.P1\.mask.*no\.png",
+        ),
+    ],
+)
+def test_faults_of_the_file_are_named(folder, text, message):
+    with pytest.raises(UserError, match=message):
+        load_cohort(write(folder, text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"cohort\.example\.yaml"):
+        load_cohort(tmp_path / "cohort.yaml")
+
+
+def test_one_patient_is_enough_to_predict(folder):
+    path = write(folder, "patients: {P1: {outs: P1/outs}}")
+    check_cohort(load_cohort(path, at_least=1))
+
+
+def test_hash_knows_a_copy_under_another_name_and_storage(folder, tmp_path):
+    first = folder / "P1" / "outs"
+    copy = write_section(tmp_path / "renamed", 0, index_dtype="uint32", data_dtype="int64")
+    assert content_hash(copy) == content_hash(first) != content_hash(folder / "P2" / "outs")
+
+
+def test_hash_samples_long_arrays(folder, monkeypatch):
+    monkeypatch.setattr(cohorts, "_BLOCK", 2)
+    outs = folder / "P1" / "outs"
+    before = content_hash(outs)
+    with h5py.File(matrix(outs), "r+") as file:
+        file["matrix/data"][0] += 1
+    assert content_hash(outs) != before
+
+
+def test_same_section_under_two_names(folder):
+    shutil.rmtree(folder / "P2")
+    write_section(folder / "P2" / "outs", 0, image=np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(UserError, match="sections P1 and P2 are the same section.*remove one"):
+        check(folder)
+
+
+def test_same_image_for_two_patients(folder):
+    write(
+        folder,
+        "patients: {P1: {outs: P1/outs}, P2: {outs: P2/outs, image: P1/outs/tissue_image.tif}}",
+    )
+    with pytest.raises(UserError, match="sections P1 and P2 are the same image"):
+        check(folder)
+
+
+def test_normalised_values(folder):
+    with h5py.File(matrix(folder / "P2" / "outs"), "r+") as file:
+        values = np.log1p(file["matrix/data"][:])
+        del file["matrix/data"]
+        file["matrix/data"] = values.astype("float32")
+    with pytest.raises(UserError, match=r"section P2.*0\.693147, which is not a count.*raw UMI"):
+        check(folder)
+
+
+@pytest.mark.parametrize("options", [{"bin_um": 8.0}, {"prefix": "s_008um"}])
+def test_wrong_bin_size(folder, options):
+    shutil.rmtree(folder / "P2")
+    write_section(folder / "P2" / "outs", 1, **options)
+    with pytest.raises(UserError, match="section P2.*square_002um"):
+        check(folder)
+
+
+def test_scale_of_another_scan(folder):
+    path = spatial(folder / "P2" / "outs") / "scalefactors_json.json"
+    path.write_text(json.dumps({"bin_size_um": 2.0, "microns_per_pixel": 0.25}))
+    with pytest.raises(UserError, match=r"section P2: bins in .* are 1 x 1 µm apart"):
+        check(folder)
+
+
+def test_image_too_small_for_the_positions(folder):
+    shutil.rmtree(folder / "P2")
+    write_section(folder / "P2" / "outs", 1, image=np.zeros((32, 64, 3), np.uint8))
+    with pytest.raises(UserError, match="section P2: 50% of tissue bins lie outside .*32 x 64"):
+        check(folder)
+
+
+def test_bins_off_tissue_may_lie_outside_the_image(folder):
+    shutil.rmtree(folder / "P2")
+    in_tissue = np.zeros((16, 12), bool)
+    in_tissue[:7] = True
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 255, (32, 64, 3), dtype=np.uint8)
+    write_section(folder / "P2" / "outs", 1, image=image, in_tissue=in_tissue)
+    check(folder)
+
+
+def test_image_of_another_size_than_space_ranger_saw(folder):
+    outs = folder / "P2" / "outs"
+    path = spatial(outs) / "scalefactors_json.json"
+    scales = json.loads(path.read_text())
+    path.write_text(json.dumps(scales | {"tissue_hires_scalef": 0.25}))
+    Image.new("RGB", (16, 16)).save(spatial(outs) / "tissue_hires_image.png")
+    check(folder)
+    Image.new("RGB", (24, 16)).save(spatial(outs) / "tissue_hires_image.png")
+    with pytest.raises(UserError, match="section P2.*64 x 64 pixels.*made from 64 x 96"):
+        check(folder)
+
+
+def test_mask_has_the_shape_of_the_image(folder):
+    path = write(folder, "patients: {P1: {outs: P1/outs, mask: mask.png}, P2: {outs: P2/outs}}")
+    Image.new("L", (32, 32)).save(folder / "mask.png")
+    check_cohort(load_cohort(path))
+    Image.new("L", (32, 20)).save(folder / "mask.png")
+    with pytest.raises(UserError, match="section P1: mask .* 20 x 32 .*whole image"):
+        check_cohort(load_cohort(path))
+    (folder / "mask.png").write_text("none")
+    with pytest.raises(UserError, match="not a picture"):
+        check_cohort(load_cohort(path))
+
+
+def test_section_without_tissue(folder):
+    path = spatial(folder / "P2" / "outs") / "tissue_positions.parquet"
+    pd.read_parquet(path).assign(in_tissue=np.uint8(0)).to_parquet(path)
+    with pytest.raises(UserError, match="no bin in tissue"):
+        check(folder)
+
+
+def test_broken_section_is_named(folder):
+    matrix(folder / "P2" / "outs").write_bytes(b"not an h5 file")
+    with pytest.raises(UserError, match="section P2.*copy it again"):
+        check(folder)
+
+
+def test_real_positions_fit_their_image(shared_data, tmp_path):
+    """At 16 µm, the real section P2: its scale, and its tissue within the published image's size."""
+    outs = write_section(tmp_path / "outs", 0)
+    source = next((shared_data / "crc_p2_016um_positions").rglob("*.parquet"))
+    scales = json.loads(next(source.parent.rglob("scalefactors*.json")).read_text())
+    shutil.copy(source, spatial(outs) / "tissue_positions.parquet")
+    (spatial(outs) / "scalefactors_json.json").write_text(json.dumps(scales | {"bin_size_um": 2.0}))
+    slide = open_slide(outs)
+    step, pixels = cohorts.bin_geometry(slide)
+    np.testing.assert_allclose(step * slide.microns_per_pixel, 16, rtol=2e-3)
+    # Published image sizes at full resolution; only the shape is needed to check.
+    cohorts.check_image("P2", image_of(slide, 48_740, 75_250), pixels)
+    with pytest.raises(UserError, match="of tissue bins lie outside"):
+        cohorts.check_image("P2", image_of(slide, 12_185, 18_812), pixels)
+
+
+def image_of(slide, height, width):
+    @contextmanager
+    def open_image():
+        yield np.broadcast_to(np.uint8(255), (height, width, 3))
+
+    return SimpleNamespace(
+        image=slide.image, positions_path=slide.positions_path, open_image=open_image
+    )
