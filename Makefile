@@ -18,7 +18,7 @@ export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) \
-	--config preset=$(PRESET) source=$(SOURCE) cohort=$(abspath $(COHORT)) --rerun-triggers mtime params input --rerun-incomplete
+	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
 .PHONY: help env book results plan doctor download bench test lint clean
@@ -57,7 +57,7 @@ plan: $(STAMP)  ## list the steps that `make book` would run
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
 	@$(BIN)/python -m sparsity_trap.doctor --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
-		$(if $(COHORT),--cohort $(COHORT))
+		$(if $(COHORT),--cohort '$(COHORT)')
 
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5 to data/sections
 	@$(BIN)/python -m sparsity_trap.download $(PATIENTS)

@@ -16,7 +16,16 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sparsity_trap.config import BIN_UM, Name, Preset, Runs, UserError, first_problem, load_preset
+from sparsity_trap.config import (
+    BIN_UM,
+    SIMULATION,
+    Name,
+    Preset,
+    Runs,
+    UserError,
+    first_problem,
+    load_preset,
+)
 from sparsity_trap.visium_hd import SQUARE, Slide, fit_grid_to_pixels, open_slide
 
 if TYPE_CHECKING:
@@ -156,12 +165,20 @@ def real_section(preset: Preset, patient: str) -> Section:
                 "there (or a link to it), with its full-resolution image, give a cohort file "
                 "(COHORT=), or choose SOURCE=simulated"
             )
-    if (section.outs / "truth.zarr").exists():
+    if is_simulated(section):
         raise UserError(
-            f"section {patient}: {section.outs} is simulated (it holds truth.zarr): choose "
-            "SOURCE=simulated or tissue-map, so that nobody takes its results for real ones"
+            f"section {patient}: {section.outs} is simulated: choose SOURCE=simulated or "
+            "tissue-map, so that nobody takes its results for real ones"
         )
     return section
+
+
+def is_simulated(section: Section) -> bool:
+    """Whether this project's simulation wrote the section."""
+    if (section.outs / "truth.zarr").exists():
+        return True
+    with _matrix(section.outs) as matrix:
+        return matrix.file.attrs.get("software_version") == SIMULATION
 
 
 def with_cohort(preset: Preset, path: Path | str) -> Preset:

@@ -15,6 +15,9 @@ PRESETS = ROOT / "presets"
 #: Width of a native bin, µm.
 BIN_UM = 2.0
 
+#: What the simulation writes where Space Ranger writes its version.
+SIMULATION = "sparsity-trap simulation"
+
 Source = Literal["simulated", "tissue-map", "spaceranger"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -301,9 +301,6 @@ def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
     if cohort_file is not None:
         cohort = cohorts.read_cohort(cohort_file)
         yield Row("cohort", "ok", f"{cohort_file}: {', '.join(cohort.patients)}")
-        if absent := [p for p in preset.patients if p not in cohort.patients] if preset else []:
-            found = f"{', '.join(absent)} of preset '{preset.name}' not in {cohort_file}"
-            yield Row("cohort", "warn", found, "add them, or list your patients in the preset")
     elif preset is not None and preset.source == "spaceranger":
         cohort = cohorts.Cohort(
             patients={p: cohorts.Section(outs=preset.outs(p)) for p in preset.patients}

@@ -32,7 +32,7 @@ from sparsity_trap.anatomy import (
     section_from_kinds,
     smooth_field,
 )
-from sparsity_trap.config import BIN_UM, Simulation, UserError
+from sparsity_trap.config import BIN_UM, SIMULATION, Simulation, UserError
 from sparsity_trap.files import building
 from sparsity_trap.genes import PANEL, panel_table
 from sparsity_trap.histology import draw_stain, render
@@ -495,7 +495,7 @@ def _write_matrix(
     with h5py.File(path, "w") as file:
         file.attrs["filetype"] = "matrix"
         file.attrs["version"] = 2
-        file.attrs["software_version"] = "sparsity-trap simulation"
+        file.attrs["software_version"] = SIMULATION
         file.attrs["chemistry_description"] = "Visium HD v1"
         group = file.create_group("matrix")
 

@@ -240,3 +240,32 @@ def image_of(slide, height, width):
     return SimpleNamespace(
         image=slide.image, positions_path=slide.positions_path, open_image=open_image
     )
+
+
+def test_preset_takes_the_patients_of_a_cohort(folder):
+    path = write(folder, "patients: {a: {outs: P1/outs}, b: {outs: P2/outs}}")
+    preset = cohorts.open_preset("paper", "", str(path))
+    assert preset.patients == ["a", "b"] and preset.main_patient == "b"
+    assert preset.name == "paper-cohort" and preset.source == "spaceranger"
+    assert {run.test_patient for run in preset.all_runs()} == {"a", "b"}
+    only_main = cohorts.open_preset("smoke", "", str(path))
+    assert {run.test_patient for run in only_main.all_runs()} == {"b"}
+    assert cohorts.real_section(preset, "a").outs == folder / "P1" / "outs"
+
+
+def test_simulated_source_with_a_cohort_is_refused(folder):
+    with pytest.raises(UserError, match="COHORT names real sections, but SOURCE is 'simulated'"):
+        cohorts.open_preset("smoke", "simulated", str(folder / "cohort.yaml"))
+
+
+@pytest.mark.parametrize("trace", ["truth", "version"])
+def test_simulated_section_is_not_taken_for_a_real_one(folder, trace):
+    if trace == "truth":
+        (folder / "P2" / "outs" / "truth.zarr").mkdir()
+    else:
+        with h5py.File(matrix(folder / "P2" / "outs"), "r+") as file:
+            file.attrs["software_version"] = "sparsity-trap simulation"
+    preset = cohorts.open_preset("smoke", "", str(folder / "cohort.yaml"))
+    assert cohorts.real_section(preset, "P1").outs.is_dir()
+    with pytest.raises(UserError, match="section P2: .* is simulated: choose SOURCE=simulated"):
+        cohorts.real_section(preset, "P2")

@@ -243,3 +243,26 @@ def test_reading_patches_needs_no_file_format_libraries():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+def test_mask_takes_black_places_out_of_the_tissue(tmp_path):
+    from PIL import Image
+
+    from sparsity_trap.patches import _masked
+    from sparsity_trap.visium_hd import Positions
+
+    picture = np.full((20, 10), 255, np.uint8)
+    picture[:5] = 0  # the upper quarter of the field of view
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    y, x = (v.astype(np.float32) for v in np.mgrid[0:200:10, 0:100:10])
+    positions = Positions(np.ones(y.shape, bool), y, x)
+
+    class Slide:
+        @staticmethod
+        def open_image():
+            from contextlib import nullcontext
+
+            return nullcontext(np.zeros((200, 100, 3), np.uint8))
+
+    kept = _masked(positions, Slide, tmp_path / "mask.png").in_tissue
+    np.testing.assert_array_equal(kept, y >= 50)
