@@ -62,8 +62,8 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5 to data/sections
 	@$(BIN)/python -m sparsity_trap.download $(PATIENTS)
 
-bench: $(STAMP)  ## measure reading against scanpy: results/bench/ingest.json
-	@$(BIN)/python benchmarks/ingest.py
+bench: $(STAMP)  ## measure reading against scanpy; writes results/bench/ingest.json
+	@$(BIN)/python -m benchmarks.ingest
 
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@$(BIN)/python -m pytest
@@ -73,4 +73,4 @@ lint: $(STAMP)  ## check style
 	@$(BIN)/ruff format --check .
 
 clean:  ## remove results, the built book and the environment
-	rm -rf results _build book/executed .snakemake $(VENV)
+	rm -rf $(filter-out results/bench,$(wildcard results/*)) _build book/executed .snakemake $(VENV)

@@ -2,11 +2,26 @@
 
 The panel is fixed before any section is read, so no patient can influence it.
 Sparsity is the percentage of in-tissue 2 µm bins with a count of zero.
+
+Other panels are a user's list, or variable genes chosen on training patients only.
 """
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 import pandas as pd
+
+from sparsity_trap.config import UserError
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+    from sparsity_trap.visium_hd import GeneTotals
 
 #: category -> {symbol: published % of zero bins in patient P5}, in the order of the paper.
 PUBLISHED_SPARSITY: dict[str, dict[str, float]] = {
@@ -52,3 +67,192 @@ def panel_table() -> pd.DataFrame:
         for gene, percent in genes.items()
     ]
     return pd.DataFrame(rows, columns=["gene", "category", "published_sparsity"])
+
+
+def load_panel(path: Path | str) -> pd.DataFrame:
+    """Read a user's panel.
+
+    Parameters
+    ----------
+    path
+        A comma- or tab-separated table with a column ``gene`` and, if wanted, ``category``; or a
+        text file of one symbol per line. Empty lines and lines that begin with # are skipped.
+
+    Returns
+    -------
+    DataFrame with columns ``gene`` and ``category`` in the file's order; genes without a category
+    are "other".
+
+    Raises
+    ------
+    UserError
+        The file is missing or not text, lists no gene or one twice, or names a category that
+        figures do not know.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"panel {path} cannot be read ({error}): give a CSV with a column 'gene', or one "
+            "symbol per line"
+        ) from None
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    delimiter = "\t" if lines and "\t" in lines[0] else ","
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    header = rows[0] if rows else []
+    if "gene" not in header:
+        if any(len(row) > 1 for row in rows):
+            raise UserError(f"panel {path} has no column 'gene': name it so in the first line")
+        header, rows = ["gene"], [["gene"], *rows]
+    if any(len(row) > len(header) for row in rows):
+        raise UserError(f"panel {path}: a line has more cells than the first: mend it")
+    records = [dict(zip(header, row, strict=False)) for row in rows[1:]]
+    table = pd.DataFrame(
+        {
+            "gene": [record.get("gene", "") for record in records],
+            "category": [record.get("category") or "other" for record in records],
+        }
+    )
+    if table.empty or (table["gene"] == "").any():
+        raise UserError(f"panel {path} has no gene, or a line without one: give a symbol per line")
+    _refuse_repeated(table["gene"], f"panel {path}")
+    if unknown := sorted(set(table["category"]) - set(PUBLISHED_SPARSITY)):
+        raise UserError(
+            f"panel {path}: category '{unknown[0]}' is unknown; choose among "
+            f"{', '.join(PUBLISHED_SPARSITY)}"
+        )
+    return table
+
+
+def bin_moments(blocks: Iterable[np.ndarray | sp.csr_array], genes: Sequence[str]) -> pd.DataFrame:
+    """Per-gene sums over the bins of one section, added up block by block.
+
+    Parameters
+    ----------
+    blocks
+        Raw counts of some bins each, ``[bins, G]``, dense or sparse; bins of 8 or 16 µm in tissue,
+        zeros included. A bin must lie whole in one block.
+    genes
+        Symbols along the last axis.
+
+    Returns
+    -------
+    DataFrame with columns ``gene``, ``bins``, ``total`` and ``total_squares``: sufficient for mean
+    and variance.
+    """
+    bins, total, squares = 0, np.zeros(len(genes)), np.zeros(len(genes))
+    for block in blocks:
+        block = block.astype(np.float64)
+        bins += block.shape[0]
+        total += np.asarray(block.sum(axis=0)).ravel()
+        squares += np.asarray((block * block).sum(axis=0)).ravel()
+    return pd.DataFrame(
+        {"gene": list(genes), "bins": bins, "total": total, "total_squares": squares}
+    )
+
+
+def moments_of_totals(genes: Sequence[str], totals: GeneTotals) -> pd.DataFrame:
+    """The same table from the totals of a whole matrix of 2 µm bins.
+
+    Symbols that several features share are left out: squares of their sums are not known.
+
+    Parameters
+    ----------
+    genes
+        ``Slide.genes``.
+    totals
+        From ``Slide.counts_and_totals``.
+
+    Returns
+    -------
+    DataFrame as from `bin_moments`. A mean per 2 µm bin is a sixteenth of that at 8 µm.
+    """
+    table = pd.DataFrame(
+        {
+            "gene": list(genes),
+            "bins": totals.n_bins,
+            "total": totals.umis.astype(float),
+            "total_squares": totals.squares.astype(float),
+        }
+    )
+    return table[~table["gene"].duplicated(keep=False)].reset_index(drop=True)
+
+
+def choose_variable_genes(
+    moments: Mapping[str, pd.DataFrame],
+    k: int,
+    *,
+    patients: Sequence[str],
+    test_patient: str,
+    min_mean: float = 0.05,
+) -> pd.DataFrame:
+    """Choose the k most variable genes, from training patients alone.
+
+    The criterion is the overdispersion of counts per bin, (variance − mean) / mean²: the moment
+    estimate of a negative binomial's dispersion, 0 for Poisson noise around one rate. It is
+    computed within each section and averaged over sections, so that differences between patients
+    do not count. Genes with a mean under ``min_mean`` in any section are left out, as their
+    overdispersion is mostly noise.
+
+    Parameters
+    ----------
+    moments
+        Patient -> `bin_moments` of that patient's section, all with bins of one size.
+    k
+        Number of genes.
+    patients
+        Training patients; exactly those in ``moments``.
+    test_patient
+        Patient left out, who must not take part.
+    min_mean
+        Least mean count per bin; 0.05 suits bins of 8 µm, 0.003 those of 2 µm.
+
+    Returns
+    -------
+    DataFrame with columns ``gene``, ``category`` ("other") and ``overdispersion``, largest first;
+    ties in alphabetical order.
+
+    Raises
+    ------
+    UserError
+        The test patient, or one who is not in ``patients``, takes part; a patient or gene is
+        missing or repeated; fewer than k genes are expressed enough.
+    """
+    if test_patient in patients or test_patient in moments:
+        raise UserError(
+            f"test patient '{test_patient}' must not choose genes: pass training patients only"
+        )
+    if not patients or set(moments) != set(patients):
+        raise UserError(
+            f"genes must be chosen on the training patients {', '.join(patients) or '(none)'}, not "
+            f"on {', '.join(moments) or 'none'}: pass the moments of exactly those"
+        )
+    tables = {}
+    for patient in sorted(moments):
+        table = moments[patient]
+        _refuse_repeated(table["gene"], f"moments of patient {patient}")
+        table = table.set_index("gene")
+        mean = table["total"] / table["bins"]
+        variance = (table["total_squares"] - table["total"] * mean) / (table["bins"] - 1)
+        tables[patient] = pd.DataFrame({"mean": mean, "excess": (variance - mean) / mean**2})
+    joined = pd.concat(tables, axis=1)
+    mean, excess = (joined.xs(name, axis=1, level=1) for name in ("mean", "excess"))
+    # A gene that one section lacks has mean NaN there and fails the comparison.
+    expressed = (mean >= min_mean).all(axis=1)
+    chosen = excess[expressed].mean(axis=1).rename("overdispersion").reset_index()
+    chosen.columns = ["gene", "overdispersion"]
+    if not 1 <= k <= len(chosen):
+        raise UserError(
+            f"{len(chosen)} genes have a mean of {min_mean} counts per bin in every training "
+            f"section, {k} are asked for: lower k or min_mean, or use larger bins"
+        )
+    chosen = chosen.sort_values(["overdispersion", "gene"], ascending=[False, True]).head(k)
+    chosen.insert(1, "category", "other")
+    return chosen.reset_index(drop=True)
+
+
+def _refuse_repeated(genes: pd.Series, what: str) -> None:
+    repeated = genes[genes.duplicated()].unique()
+    if len(repeated):
+        raise UserError(f"{what}: gene {', '.join(repeated[:5])} occurs twice: keep one of them")

@@ -76,6 +76,8 @@ class PatchStore:
         if not (self.path / "zarr.json").is_file():
             raise UserError(f"{self.path} is not a patch store: run the data step for this patient")
         group = zarr.open_group(self.path, mode="r")
+        if "row_factor" not in group:
+            raise UserError(f"{self.path} was written by an older version: run the data step again")
         self.images: zarr.Array = group["images"]
         self.counts: zarr.Array = group["counts"]
         self.mask: zarr.Array = group["mask"]
@@ -222,7 +224,7 @@ def _write(
             strip = _truth_strip(rates, orientation, shape, row) if rates else None
             for col in range(0, shape[1], PATCH_BINS):
                 fit = _patch_fit(positions, row, col) or section
-                picture = _resample(image, fit, row, col, shape)
+                picture = resample(image, fit, row, col, shape)
                 if picture.size:
                     small = _coarsen_picture(picture)
                     r, c = row // OVERVIEW_BINS, col // OVERVIEW_BINS
@@ -323,7 +325,7 @@ def _check_image(
         )
 
 
-def _resample(
+def resample(
     image: zarr.Array | np.ndarray, fit: GridFit, row: int, col: int, shape: tuple[int, int]
 ) -> np.ndarray:
     """H&E of one block of the grid, uint8 ``[height, width, 3]``, 224 pixels per 128 bins.

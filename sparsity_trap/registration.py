@@ -122,16 +122,22 @@ def stripe_factors(total: np.ndarray, tissue: np.ndarray) -> tuple[np.ndarray, n
 def _line_factors(total: np.ndarray, tissue: np.ndarray, reach: int = 4) -> np.ndarray:
     from scipy import ndimage
 
-    counts = np.where(tissue, total, 0).astype(np.float64)
-    weight = tissue.astype(np.float64)
     # An even number of lines on either side, half weight at the ends: period 2 averages out.
-    kernel = np.ones(2 * reach + 1)
+    kernel = np.ones(2 * reach + 1, np.float32)
     kernel[[0, -1]] = 0.5
-    around = ndimage.correlate1d(counts, kernel, axis=0, mode="constant")
-    tissue_around = ndimage.correlate1d(weight, kernel, axis=0, mode="constant")
-    expected = np.divide(around, tissue_around, out=np.zeros_like(around), where=tissue_around > 0)
-    own, usual = counts.sum(1), (expected * weight).sum(1)
-    measured = (weight.sum(1) >= 30) & (own > 0) & (usual > 0)
+    own, usual, bins = np.zeros((3, len(total)))
+    # In blocks across the lines, so that a full section needs no full-size temporaries.
+    for start in range(0, total.shape[1], 256):
+        weight = tissue[:, start : start + 256].astype(np.float32)
+        counts = total[:, start : start + 256] * weight
+        around, tissue_around = (
+            ndimage.correlate1d(x, kernel, axis=0, mode="constant") for x in (counts, weight)
+        )
+        expected = np.divide(around, tissue_around, out=np.zeros_like(around), where=weight > 0)
+        own += counts.sum(1)
+        usual += expected.sum(1)
+        bins += weight.sum(1)
+    measured = (bins >= 30) & (own > 0) & (usual > 0)
     return np.divide(own, usual, out=np.ones_like(own), where=measured).astype(np.float32)
 
 

@@ -52,7 +52,7 @@ def write_outs(
     bin_index, gene_index = np.nonzero(per_bin)
     all_names = np.array([f"{prefix}_{r:05d}_{c:05d}-1" for r, c in np.ndindex(shape)], "S")
     kinds = ["Gene Expression"] * len(genes) if kinds is None else kinds
-    chunks = {"compression": "gzip", "chunks": True, "maxshape": (None,)}
+    chunks = {"compression": "gzip", "shuffle": True, "chunks": (1000,), "maxshape": (None,)}
     with h5py.File(square / "filtered_feature_bc_matrix.h5", "w") as file:
         matrix = file.create_group("matrix")
         matrix["barcodes"] = all_names[order]
@@ -129,3 +129,49 @@ def paint(image_shape: tuple[int, int], of: Callable[..., np.ndarray]) -> np.nda
     """RGB image whose channels are ``of(y, x)`` (three values in 0-255)."""
     y, x = np.indices(image_shape).astype(float)
     return np.rint(np.stack(of(y, x), axis=-1)).astype(np.uint8)
+
+
+def write_feature_slice(
+    outs: Path,
+    counts: np.ndarray,
+    genes: Sequence[str],
+    in_tissue: np.ndarray,
+    *,
+    mask: bool = True,
+    dtype: str = "int64",
+) -> Path:
+    """Write counts ``[G, rows, cols]`` of all bins, also those outside tissue, as maps of genes.
+
+    As Space Ranger does: features without a count have no map, entries are in random order.
+    """
+    rng = np.random.default_rng(1)
+
+    def store(group: h5py.Group, row: np.ndarray, col: np.ndarray, data: np.ndarray) -> None:
+        order = rng.permutation(len(row))
+        for name, values in (("row", row), ("col", col), ("data", data)):
+            group.create_dataset(
+                name,
+                data=values[order].astype(dtype),
+                chunks=(64,),
+                maxshape=(None,),
+                compression="gzip",
+                shuffle=True,
+            )
+
+    path = outs / "feature_slice.h5"
+    with h5py.File(path, "w") as file:
+        rows, cols = in_tissue.shape
+        file.attrs["metadata_json"] = json.dumps({"nrows": rows, "ncols": cols, "spot_pitch": 2.0})
+        features = file.create_group("features")
+        features["name"] = np.array(genes, "S")
+        features["feature_type"] = np.array(["Gene Expression"] * len(genes), "S")
+        file.create_group("feature_slices")
+        for i, values in enumerate(counts):
+            if values.any():
+                group = file.create_group(f"feature_slices/{i}")
+                store(group, *np.nonzero(values), values[np.nonzero(values)])
+        if mask:
+            bins = np.nonzero(in_tissue)
+            store(file.create_group("masks/filtered"), *bins, np.ones(len(bins[0])))
+        file.create_group("secondary_analysis/clustering")
+    return path

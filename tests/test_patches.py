@@ -199,7 +199,7 @@ def test_store_appears_only_when_complete(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr("sparsity_trap.patches._resample", fail)
+    monkeypatch.setattr("sparsity_trap.patches.resample", fail)
     with pytest.raises(RuntimeError):
         write(outs, path)
     assert len(PatchStore(path)) == 1

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from spaceranger import DIHEDRAL, turned_grid, write_outs
+from spaceranger import DIHEDRAL, turned_grid, write_feature_slice, write_outs
 
 from sparsity_trap.config import UserError
 from sparsity_trap.visium_hd import (
@@ -61,6 +61,116 @@ def test_counts_equal_scanpy(tmp_path, index_dtype, block):
     assert np.array_equal(result.toarray(), expected.reshape(-1, 3))
     assert result.dtype == np.uint16 and result.indices.dtype == np.int32
     assert slide.array_shape == (61, 83) and slide.genes == tuple(GENES)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint32"])
+@pytest.mark.parametrize("mask", [True, False])
+def test_feature_slices_give_the_same_arrays(tmp_path, mask, dtype):
+    in_tissue = np.random.default_rng(2).random((61, 83)) < 0.8
+    counts = random_counts((5, 61, 83))
+    counts[4] = 0
+    genes = ["ACTB", "KRT8", "ACTB", "VIM", "MT-ND3"]  # one symbol twice, one gene without counts
+    outs = write_outs(tmp_path / "outs", counts * in_tissue, genes, in_tissue=in_tissue)
+    slide, wanted = open_slide(outs), ["MT-ND3", "ACTB", "VIM"]
+    expected = slide.counts(wanted)
+    path = write_feature_slice(outs, counts, genes, in_tissue, mask=mask, dtype=dtype)
+    for block in (50, 1_000_000):
+        result = slide.counts(wanted, block=block)
+        for name in ("indptr", "indices", "data"):
+            found, wanted_array = getattr(result, name), getattr(expected, name)
+            assert np.array_equal(found, wanted_array) and found.dtype == wanted_array.dtype
+    assert result.sum() == (counts[[0, 2, 3, 4]] * in_tissue).sum() > 1000
+
+    with h5py.File(outs / MATRIX, "a") as file:
+        del file["matrix/indices"]
+    assert slide.counts(wanted).nnz == expected.nnz  # the matrix was not read
+    with h5py.File(path, "a") as file:
+        file["features/name"][0] = b"OTHER"
+    with pytest.raises(UserError, match="feature_slice.h5 lists other features.*same section"):
+        slide.counts(wanted)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(UserError, match="feature_slice.h5 is not a whole feature_slice.h5"):
+        slide.counts(wanted)
+
+
+def test_feature_slices_of_another_section(tmp_path):
+    counts, tissue = random_counts((5, 6, 7)), np.ones((6, 7), bool)
+    slide = open_slide(write_outs(tmp_path / "outs", counts, GENES))
+    fewer = tissue.copy()
+    fewer[0, 0] = False
+    write_feature_slice(slide.outs, counts, GENES, fewer)
+    with pytest.raises(UserError, match="has 41 bins under tissue.*42.*same section"):
+        slide.counts(["ACTB"])
+    wider = np.pad(counts, ((0, 0), (0, 0), (0, 3)), constant_values=1)
+    write_feature_slice(slide.outs, wider, GENES, tissue)
+    with pytest.raises(UserError, match="outside the grid of 6 x 7 bins"):
+        slide.counts(["ACTB"])
+
+
+@pytest.mark.parametrize("block", [50, 1_000_000])
+def test_counts_and_totals_in_one_pass(tmp_path, block):
+    counts = random_counts((5, 61, 83))
+    counts[3, 2, 2] = 40_000
+    kinds = ["Gene Expression"] * 4 + ["Antibody Capture"]
+    slide = open_slide(write_outs(tmp_path / "outs", counts, GENES, kinds=kinds))
+    result, totals = slide.counts_and_totals(["VIM", "ACTB"], block=block)
+    assert (result != slide.counts(["VIM", "ACTB"])).nnz == 0
+    flat = counts[:4].reshape(4, -1).astype(np.int64)
+    assert np.array_equal(totals.umis, flat.sum(1))
+    assert np.array_equal(totals.squares, (flat**2).sum(1))
+    assert np.array_equal(totals.bins, (flat > 0).sum(1))
+    assert totals.n_bins == 61 * 83
+    nothing, again = slide.counts_and_totals([])
+    assert nothing.shape == (61 * 83, 0) and np.array_equal(again.umis, totals.umis)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},  # in one piece, uncompressed
+        {"chunks": (100,)},
+        {"chunks": (100,), "compression": "gzip"},
+        {"chunks": (100,), "compression": "gzip", "shuffle": True},
+        {"chunks": (100,), "compression": "lzf", "shuffle": True},
+        {"chunks": (100,), "compression": "gzip", "fletcher32": True},
+    ],
+)
+def test_any_layout_of_the_file(tmp_path, layout):
+    counts = random_counts((5, 31, 33)) * 300  # more than a byte holds
+    outs = write_outs(tmp_path / "outs", counts, GENES)
+    with h5py.File(outs / MATRIX, "a") as file:
+        for name in ("barcodes", "indices", "data"):
+            values = file["matrix"][name][:]
+            if name == "data":
+                values = values.astype(">i4")
+            del file["matrix"][name]
+            file["matrix"].create_dataset(name, data=values, **layout)
+    result = open_slide(outs).counts(GENES, block=250).toarray()
+    assert np.array_equal(result, counts.reshape(5, -1).T)
+
+
+def test_empty_matrix(tmp_path):
+    slide = open_slide(write_outs(tmp_path / "outs", np.zeros((5, 6, 7), int), GENES))
+    assert slide.counts(GENES).nnz == 0
+    no_tissue = {"in_tissue": np.zeros((6, 7), bool)}
+    slide = open_slide(write_outs(tmp_path / "b", np.ones((5, 6, 7), int), GENES, **no_tissue))
+    counts, totals = slide.counts_and_totals(GENES)
+    assert counts.shape == (42, 5) and counts.nnz == totals.umis.sum() == totals.n_bins == 0
+
+
+def test_space_ranger_4_folder(tmp_path):
+    """Cell segmentations lie beside the bins, and scale factors have further keys."""
+    counts = random_counts((5, 6, 7))
+    outs = write_outs(tmp_path / "outs", counts, GENES)
+    (outs / "segmented_outputs").mkdir()
+    (outs / "segmented_outputs" / "filtered_feature_cell_matrix.h5").write_bytes(b"")
+    scales = json.loads((outs / SCALES).read_text())
+    scales |= {"spot_diameter_fullres": 7.3, "tissue_hires_scalef": 0.1, "regist_target_img": 0.2}
+    (outs / SCALES).write_text(json.dumps(scales))
+    assert open_slide(outs).counts(GENES).sum() == counts.sum()
+    shutil.rmtree(outs / "binned_outputs")
+    with pytest.raises(UserError, match="binned_outputs.*does not exist"):
+        open_slide(outs)
 
 
 def test_real_miniature(shared_data, tmp_path):
@@ -279,6 +389,80 @@ def test_damaged_files(outs):
     (outs / POSITIONS).write_bytes(b"no parquet")
     with pytest.raises(UserError, match="h5|parquet"):
         open_slide(outs)
+
+
+def test_truncated_files(tmp_path):
+    counts = random_counts((5, 200, 200))
+    outs = write_outs(tmp_path / "outs", counts, GENES)
+    slide, whole = open_slide(outs), (outs / MATRIX).read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        (outs / MATRIX).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match="filtered_feature_bc_matrix.h5 is not a whole.*copy"):
+            open_slide(outs)
+    (outs / MATRIX).write_bytes(whole)
+    with h5py.File(outs / MATRIX) as file:
+        chunk = file["matrix/indices"].id.get_chunk_info(0)
+    damaged = bytearray(whole)
+    damaged[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    (outs / MATRIX).write_bytes(damaged)
+    with pytest.raises(UserError, match="not a whole Space Ranger matrix.*damaged chunk.*copy"):
+        slide.counts(["ACTB"])
+
+    whole = (outs / POSITIONS).read_bytes()
+    (outs / POSITIONS).write_bytes(whole[: len(whole) // 2])
+    for read in (lambda: open_slide(outs), slide.positions):
+        with pytest.raises(UserError, match="tissue_positions.parquet is not a whole.*copy it"):
+            read()
+    # The middle overwritten, the footer whole.
+    (outs / POSITIONS).write_bytes(whole[:100] + bytes(len(whole) // 2) + whole[-len(whole) // 2 :])
+    with pytest.raises(UserError, match="tissue_positions.parquet is not a whole.*copy it"):
+        slide.positions()
+
+
+def test_parquet_without_a_column_or_a_row(outs):
+    slide = open_slide(outs)
+    table = pd.read_parquet(outs / POSITIONS)
+    table.drop(columns="in_tissue").to_parquet(outs / POSITIONS)
+    with pytest.raises(UserError, match="tissue_positions.parquet has no column in_tissue"):
+        slide.positions()
+    table.drop(columns="array_row").to_parquet(outs / POSITIONS)
+    with pytest.raises(UserError, match="tissue_positions.parquet has no column array_row"):
+        open_slide(outs)
+    table[:0].to_parquet(outs / POSITIONS)
+    with pytest.raises(UserError, match="lists no bins"):
+        open_slide(outs)
+
+
+def test_array_shape_without_statistics(outs):
+    pd.read_parquet(outs / POSITIONS).to_parquet(outs / POSITIONS, write_statistics=False)
+    assert open_slide(outs).array_shape == (6, 7)
+
+
+def test_barcodes_that_cannot_be(outs):
+    slide = open_slide(outs)
+    with h5py.File(outs / MATRIX, "a") as file:
+        barcodes = file["matrix/barcodes"]
+        first = barcodes[0]
+        barcodes[0] = barcodes[1]
+    with pytest.raises(UserError, match="lists a barcode twice"):
+        slide.counts(["ACTB"])
+    with h5py.File(outs / MATRIX, "a") as file:
+        file["matrix/barcodes"][0] = b"AAACCTGA-1"
+    with pytest.raises(UserError, match="barcode AAACCTGA-1 is not that of a 2 µm bin"):
+        slide.counts(["ACTB"])
+    with h5py.File(outs / MATRIX, "a") as file:
+        matrix = file["matrix"]
+        matrix["barcodes"][0] = first
+        indices = matrix["indices"]
+        indices[3], before = 99, indices[3]
+    with pytest.raises(UserError, match="indices name features it does not list"):
+        slide.counts(["ACTB"])
+    with h5py.File(outs / MATRIX, "a") as file:
+        matrix = file["matrix"]
+        matrix["indices"][3] = before
+        matrix["indptr"][3] = 10_000
+    with pytest.raises(UserError, match="indptr does not fit"):
+        slide.counts(["ACTB"])
 
 
 def test_image_that_is_not_8_bit_rgb(outs, tmp_path):
