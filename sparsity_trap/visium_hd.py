@@ -338,10 +338,15 @@ class Slide:
     def open_image(self) -> Iterator[zarr.Array | np.ndarray]:
         """Open the full-resolution image; slicing what is yielded reads only the tiles needed.
 
+        TIFF, BigTIFF, OME-TIFF and SVS are read by region, PNG and JPEG as a whole.
+
         Yields an array-like ``[height, width, 3 or 4]`` of uint8. See :func:`read_region`.
         """
         import tifffile
 
+        if self.image.suffix.lower() in (".png", ".jpg", ".jpeg"):
+            yield _read_picture(self.image)
+            return
         try:
             tiff = tifffile.TiffFile(self.image)
         except tifffile.TiffFileError as error:
@@ -351,17 +356,19 @@ class Slide:
         with tiff:
             series = tiff.series[0]
             shape = series.shape
-            if len(shape) != 3 or shape[2] not in (3, 4) or series.dtype != np.uint8:
+            planar = len(shape) == 3 and shape[0] in (3, 4) and shape[2] not in (3, 4)
+            channels = shape[0 if planar else 2] if len(shape) == 3 else 0
+            if channels not in (3, 4) or series.dtype != np.uint8:
                 raise UserError(
-                    f"{self.image} has shape {shape} of {series.dtype}: convert it to 8-bit RGB "
-                    "with interleaved channels"
+                    f"{self.image} has shape {shape} of {series.dtype}: convert it to 8-bit RGB"
                 )
-            if tiff.pages[0].is_memmappable:
+            if tiff.pages[0].is_memmappable and not planar:
                 # Uncompressed and in one piece: as a zarr array it would be a single chunk.
                 yield tifffile.memmap(self.image, page=0, mode="r")
             else:
                 store = series.aszarr(level=0)
-                yield zarr.open_array(store, mode="r")
+                array = zarr.open_array(store, mode="r")
+                yield _ChannelsLast(array) if planar else array
                 store.close()
 
 
@@ -405,6 +412,30 @@ def open_slide(outs_dir: Path | str, image: Path | str | None = None) -> Slide:
         _read_array_shape(slide.positions_path),
         genes,
     )
+
+
+class _ChannelsLast:
+    """An array ``[channel, height, width]``, as OME-TIFF has it, sliced like ``[height, width, channel]``."""
+
+    def __init__(self, array: zarr.Array):
+        self._array = array
+        self.shape = (*array.shape[1:], array.shape[0])
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> np.ndarray:
+        rows, cols, channels = window
+        return np.moveaxis(self._array[channels, rows, cols], 0, -1)
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} cannot be read as a picture ({error}): give the full-resolution image as TIFF"
+        ) from None
 
 
 def read_region(image: zarr.Array | np.ndarray, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:

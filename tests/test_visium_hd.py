@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from PIL import Image
 from spaceranger import DIHEDRAL, turned_grid, write_feature_slice, write_outs
 
 from sparsity_trap.config import UserError
 from sparsity_trap.visium_hd import (
     Orientation,
+    Slide,
     fit_grid_to_pixels,
     open_slide,
     orientation_of,
@@ -476,5 +478,45 @@ def test_image_that_is_not_8_bit_rgb(outs, tmp_path):
     with (
         pytest.raises(UserError, match="not a TIFF image"),
         open_slide(outs, tmp_path / "he.tif").open_image(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("he.png", None),
+        ("he.svs", {"tile": (32, 32), "compression": "jpeg", "photometric": "rgb"}),
+        ("he.ome.tif", {"ome": True, "photometric": "rgb", "metadata": {"axes": "YXS"}}),
+        ("planar.ome.tif", {"ome": True, "photometric": "rgb", "planarconfig": "separate",
+                            "tile": (32, 32), "compression": "zlib"}),
+        ("stripped.tif", {"rowsperstrip": 7, "compression": "zlib", "photometric": "rgb"}),
+    ],
+)  # fmt: skip
+def test_image_formats_read_alike(tmp_path, name, options):
+    y, x = np.mgrid[:64, :96]
+    picture = np.stack([y * 3, x * 2, 255 - x - y], -1).clip(0, 255).astype(np.uint8)
+    path = tmp_path / name
+    if options is None:
+        Image.fromarray(picture).save(path)
+    else:
+        planar = options.get("planarconfig") == "separate"
+        tifffile.imwrite(path, np.moveaxis(picture, -1, 0) if planar else picture, **options)
+    slide = Slide(tmp_path, path, 2.0, 0.5, (1, 1), ())
+    with slide.open_image() as image:
+        assert tuple(image.shape) == (64, 96, 3)
+        region = read_region(image, 10, 30, 80, 100)
+    tolerance = 6 if name.endswith("svs") else 0
+    assert np.abs(region[:, :16].astype(int) - picture[10:30, 80:]).max() <= tolerance
+    assert (region[:, 16:] == 255).all()
+
+
+def test_damaged_picture_names_the_remedy(tmp_path):
+    path = tmp_path / "he.png"
+    path.write_bytes(b"not a picture")
+    slide = Slide(tmp_path, path, 2.0, 0.5, (1, 1), ())
+    with (
+        pytest.raises(UserError, match="he.png cannot be read as a picture.*TIFF"),
+        slide.open_image(),
     ):
         pass
