@@ -532,7 +532,7 @@ def cut_patches(outs: Path) -> int:
 
 def cut_images(outs: Path) -> int:
     """Cut the pictures alone: open the image, read and resample the window of each patch."""
-    from sparsity_trap.patches import _resample
+    from sparsity_trap.patches import resample
     from sparsity_trap.visium_hd import GridFit
 
     pitch = IMAGE_PIXELS / (PATCHES_A_SIDE * PATCH_BINS)
@@ -542,7 +542,7 @@ def cut_images(outs: Path) -> int:
     with open_slide(outs).open_image() as image:
         for row in starts:
             for col in starts:
-                cut += len(_resample(image, fit, row, col, (GRID, GRID))) > 0
+                cut += len(resample(image, fit, row, col, (GRID, GRID))) > 0
     return cut
 
 

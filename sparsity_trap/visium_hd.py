@@ -5,8 +5,8 @@ is that of the full-resolution H&E (pixel row y, pixel column x; whole numbers a
 Array rows often run against image rows, so an :class:`Orientation` turns array grids until they run
 like the image, and a :class:`GridFit` maps grid coordinates to pixels.
 
-Counts come from ``filtered_feature_bc_matrix.h5`` or, much faster, from ``feature_slice.h5``, which
-holds one map per gene. What bounds both is decompression, so compressed chunks are read as they lie
+Counts come from ``filtered_feature_bc_matrix.h5`` or, with less to inflate, ``feature_slice.h5``, which
+holds one map per gene. Inflating bounds the reading, so compressed chunks are read as they lie
 in the file and inflated in threads.
 
 Libraries for file formats are imported where they are used: training reads only patch stores, and

@@ -32,6 +32,49 @@ def as_page(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def ingest_table(path: Path) -> str:
+    """Benchmark of reading as a Markdown table, or a sentence where none has been measured."""
+    if not path.is_file():
+        return "Not measured yet: `make bench` does it.\n"
+    bench = json.loads(path.read_text())
+    names = {
+        "scanpy": "`scanpy.read_10x_h5` and subsetting",
+        "matrix": "matrix",
+        "matrix and totals": "matrix, with totals of all genes",
+        "feature_slice": "`feature_slice.h5`",
+        "inflate matrix": "*bound:* inflating the matrix alone",
+        "inflate feature_slice": "*bound:* inflating the slices alone",
+    }
+    sizes = bench["sections"]
+    lines = [
+        "| seconds (peak MB) | "
+        + " | ".join(f"{s['million_bins']:g} M bins" for s in sizes)
+        + " |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for key, name in names.items():
+        cells = [s["readers"].get(key) for s in sizes]
+        text = [f"{c['seconds']:.2f} ({c['peak_mb']:.0f})" if c else "–" for c in cells]
+        lines.append(f"| {name} | " + " | ".join(text) + " |")
+    for reader in ("matrix", "feature_slice"):
+        faster = [s["times_faster_than_scanpy"].get(reader) for s in sizes]
+        text = [f"{f:.1f} ×" if f else "–" for f in faster]
+        lines.append(f"| {names[reader]}, faster than scanpy | " + " | ".join(text) + " |")
+    side = bench["image_pixels"]
+    for key, name in (("patch images", "images"), ("patches", "whole patch store")):
+        cell = bench["patches"][key]
+        lines.append(
+            f"\n{name.capitalize()} of {cell['patches']} patches from a BigTIFF of {side:,} × "
+            f"{side:,} pixels: {cell['seconds']:.0f} s, peak {cell['peak_mb']:.0f} MB."
+        )
+    same = all(s["arrays_equal"] for s in sizes)
+    lines.append(
+        f"\nMeasured on {bench['hardware']}, commit {bench['commit']}. The readers returned "
+        f"{'identical' if same else '**different**'} arrays. Note: {bench['note']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     split = sys.argv.index("--")
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:split])
@@ -54,3 +97,5 @@ if __name__ == "__main__":
         (folder / "numbers.json").write_text(json.dumps(numbers, indent=1))
         (folder / "run.json").write_text(json.dumps(run, indent=1))
         shutil.copytree(preset.folder / "tables", folder / "tables")
+        bench = ROOT / "results" / "bench" / "ingest.json"
+        (folder / "ingest.md").write_text(ingest_table(bench))
