@@ -22,7 +22,7 @@ Source = Literal["simulated", "tissue-map", "spaceranger"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-
+Resolution = Literal[2, 4, 8, 16]
 
 #: The published contrast: MSE and Poisson at 2 µm, which differ in loss, link and bias.
 MSE_ARM, POISSON_ARM = "D", "E"
@@ -58,6 +58,21 @@ class Simulation(_Strict):
     )
 
 
+class Genes(_Strict):
+    """Which genes are predicted."""
+
+    panel: str = Field(
+        "paper", description="paper, variable, or the path of a list of symbols from the repository"
+    )
+    count: Count | None = Field(None, description="number of genes of the panel 'variable'")
+
+    @model_validator(mode="after")
+    def _count_belongs_to_variable(self) -> Genes:
+        if (self.panel == "variable") != (self.count is not None):
+            raise ValueError("give count with panel 'variable', and only there")
+        return self
+
+
 class Patches(_Strict):
     """How a section is cut."""
 
@@ -90,10 +105,13 @@ class Training(_Strict):
         False, description="give the loss each bin's row and column factor as a log offset"
     )
     validation: Fraction = Field(0.2, description="share of each training section held out")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="arithmetic of the decoder; losses are computed in float32"
+    )
 
 
 class Decoder(_Strict):
-    """Size of the decoder; Hist2ST uses all, linear none."""
+    """Size of the decoder; Hist2ST uses all, Img2ST its width, linear none."""
 
     hidden: Count = 512
     heads: Count = 8
@@ -110,13 +128,25 @@ class Decoder(_Strict):
 
 
 class Arm(_Strict):
-    """One cell of the comparison: decoder, loss, link and head bias."""
+    """One cell of the comparison."""
 
     title: str
-    decoder: Literal["hist2st", "linear"] = "hist2st"
-    loss: Literal["mse", "mse-log1p", "poisson"]
+    decoder: Literal["hist2st", "img2st", "linear"] = "hist2st"
+    loss: Literal["mse", "mse-log1p", "poisson", "nb", "zinb"]
     link: Literal["softplus", "exp"]
-    bias: float
+    bias: float | Literal["gene-mean"] = Field(
+        description="initial η of every gene, or the η whose rate is the gene's training mean"
+    )
+    resolutions_um: tuple[Resolution, ...] = Field(
+        (2,), min_length=1, description="bin widths at which the loss compares, averaged"
+    )
+    masked: bool = Field(True, description="average the loss over tissue bins only")
+    keep: float = Field(
+        1.0, gt=0, le=1, description="share of training UMIs kept by binomial thinning"
+    )
+    bicubic_from_um: Literal[4, 8, 16] | None = Field(
+        None, description="predict bins of this width and interpolate them to 2 µm"
+    )
 
 
 class Runs(_Strict):
@@ -150,6 +180,7 @@ class Preset(_Strict):
         None, description="where real sections lie; default data/sections/<patient>/outs"
     )
     simulation: Simulation
+    genes: Genes = Genes()
     patches: Patches = Patches()
     encoder: Encoder = Encoder()
     decoder: Decoder = Decoder()

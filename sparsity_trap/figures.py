@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from sparsity_trap.metrics import bin_mask, bin_sum
+from sparsity_trap.binning import bin_mask, bin_sum
 from sparsity_trap.patches import PATCH_BINS, PatchStore, assemble
 from sparsity_trap.registration import Shift, stripe_strength
 from sparsity_trap.stats import SparsityAssociation

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsity_trap import losses, metrics
+from sparsity_trap.binning import bin_mask, bin_sum
 from sparsity_trap.config import Arm, Preset, Run, Training, UserError
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import dihedral
@@ -309,9 +310,9 @@ def _validate(
         loss = losses.masked_mean(arm.loss, eta, counts, mask, arm.link, offset)
         total += loss.item() * len(batch)
         tissue = mask[:, None]
-        truth.append(metrics.bin_sum(counts * tissue, 4))
-        pred.append(metrics.bin_sum(losses.rate(eta, arm.link) * tissue, 4))
-        masks.append(metrics.bin_mask(mask, 4))
+        truth.append(bin_sum(counts * tissue, 4))
+        pred.append(bin_sum(losses.rate(eta, arm.link) * tissue, 4))
+        masks.append(bin_mask(mask, 4))
     per_gene = metrics.pcc(torch.cat(truth), torch.cat(pred), torch.cat(masks))
     defined = per_gene[np.isfinite(per_gene)]
     return total / len(held_out), float(defined.mean()) if len(defined) else math.nan

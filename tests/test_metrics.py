@@ -10,6 +10,7 @@ from skimage.metrics import structural_similarity
 from sklearn.metrics import d2_tweedie_score, mean_poisson_deviance
 
 from sparsity_trap import metrics
+from sparsity_trap.binning import bin_mask, bin_sum
 
 
 @pytest.fixture(scope="module")
@@ -30,40 +31,6 @@ def in_tissue(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 # --- bins -----------------------------------------------------------------------------------------
-
-
-def test_bin_sum_adds_blocks_and_keeps_kind():
-    x = np.arange(64.0).reshape(1, 8, 8)
-    expected = x.reshape(1, 2, 4, 2, 4).sum((2, 4))
-    assert np.array_equal(metrics.bin_sum(x, 4), expected)
-    assert torch.equal(metrics.bin_sum(torch.tensor(x), 4), torch.tensor(expected))
-    assert np.array_equal(metrics.bin_sum(x, 1), x)
-
-
-def test_bin_sum_does_not_overflow_or_round():
-    full = np.full((4, 4), 65535, np.uint16)
-    assert metrics.bin_sum(full, 4).item() == 16 * 65535
-    half = np.full((4, 4), 60000, np.float16)
-    assert metrics.bin_sum(half, 4).item() == 16 * 60000
-
-
-def test_bin_sum_is_differentiable():
-    x = torch.ones(1, 4, 4, requires_grad=True)
-    metrics.bin_sum(x, 2).sum().backward()
-    assert torch.equal(x.grad, torch.ones_like(x))
-
-
-def test_bin_sum_refuses_a_remainder():
-    with pytest.raises(ValueError, match="6 x 8"):
-        metrics.bin_sum(np.zeros((6, 8)), 4)
-
-
-def test_larger_bin_is_in_tissue_when_more_than_half_is():
-    mask = np.zeros((4, 8), bool)
-    mask[:2] = True  # exactly half of each
-    mask[2, 4] = True  # one more than half of the second
-    assert metrics.bin_mask(mask, 4).tolist() == [[False, True]]
-    assert metrics.bin_mask(torch.tensor(mask), 4).tolist() == [[False, True]]
 
 
 # --- correlation ----------------------------------------------------------------------------------
@@ -258,9 +225,9 @@ def test_streaming_equals_one_shot(maps, batches):
         start += size
 
     zeroed = [np.where(mask[:, None], x, 0).astype(float) for x in (counts, pred, rate)]
-    counts8, pred8, rate8 = (metrics.bin_sum(x, 4) for x in zeroed)
-    mask8 = metrics.bin_mask(mask, 4)
-    raw8 = [metrics.bin_sum(x.astype(float), 4) for x in (counts, pred)]
+    counts8, pred8, rate8 = (bin_sum(x, 4) for x in zeroed)
+    mask8 = bin_mask(mask, 4)
+    raw8 = [bin_sum(x.astype(float), 4) for x in (counts, pred)]
     enough = mask.mean((1, 2)) >= metrics.MIN_TISSUE
     expected = {
         "sparsity": metrics.sparsity(counts, mask),
