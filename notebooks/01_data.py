@@ -17,6 +17,7 @@ from IPython.display import Markdown
 
 from sparsity_trap import figures, registration, steps
 from sparsity_trap.cohort import open_preset
+from sparsity_trap.genes import in_panel
 
 settings = open_preset(preset, source, cohort)
 
@@ -68,7 +69,7 @@ figures.registration_check(store, shift)
 # What a model sees, and what it is asked to predict. At 2 µm most bins of most genes hold a zero.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Patches from the section: H&E, tissue mask, and counts at 2 µm of four genes (colour scale from 0 to 3 UMI)."}, "image": {"alt": "Patches with H&E, mask and counts of four genes"}}
-figures.patch_gallery(store, ["MT-CO3", "CEACAM5", "COL1A1", "IGKC"])
+figures.patch_gallery(store, in_panel(["MT-CO3", "CEACAM5", "COL1A1", "IGKC"], store.genes))
 
 # %% [markdown]
 # ## Stripes

@@ -19,6 +19,7 @@ import pandas as pd
 
 from sparsity_trap import figures, published, results, stats, steps
 from sparsity_trap.cohort import open_preset
+from sparsity_trap.genes import in_panel
 
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)
@@ -30,22 +31,20 @@ store = steps.store(settings, settings.main_patient)
 #
 # ## Whole sections
 #
-# Four genes that the publication shows. All maps of a row share the colour scale of the counts. A prediction is an expected count, so it is smoother than a count even where it is right.
+# The four genes that the publication shows, where the panel has them. All maps of a row share the colour scale of the counts. A prediction is an expected count, so it is smoother than a count even where it is right.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sections", "caption": "PIGR, CEACAM5, COL1A1 and CD74 on the whole test section at 8 µm."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes on the whole section"}}
-figures.section_panels(
-    store, ["PIGR", "CEACAM5", "COL1A1", "CD74"], mse.predictions, poisson.predictions
-)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sections", "caption": "Four genes on the whole test section at 8 µm."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes on the whole section"}}
+shown = in_panel(["PIGR", "CEACAM5", "COL1A1", "CD74"], store.genes)
+figures.section_panels(store, shown, mse.predictions, poisson.predictions)
 
 # %% [markdown]
 # ## The published rescues
 #
-# MUC12, JCHAIN, DES and FCGBP, in the patch with most counts of the gene. The PCC is that of the whole section, not of the patch shown.
+# MUC12, JCHAIN, DES and FCGBP, where the panel has them, in the patch with most counts of the gene. The PCC is that of the whole section, not of the patch shown.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rescue", "caption": "The genes whose rescue the publication shows, in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes in one patch each"}}
-figures.rescue_panels(
-    store, ["MUC12", "JCHAIN", "DES", "FCGBP"], mse.predictions, poisson.predictions, genes
-)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rescue", "caption": "Genes whose rescue the publication shows, in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes in one patch each"}}
+shown = in_panel(["MUC12", "JCHAIN", "DES", "FCGBP"], store.genes)
+figures.rescue_panels(store, shown, mse.predictions, poisson.predictions, genes)
 
 # %% [markdown]
 # ## The largest gains of this run
@@ -67,5 +66,5 @@ columns = {
 }
 sides = {"published": published.RESCUES, "this run": genes}
 beside = pd.concat({k: t.set_index("gene")[list(columns)] for k, t in sides.items()}, axis=1)
-beside = beside.loc[published.RESCUES["gene"]].rename(columns=columns).swaplevel(axis=1)
+beside = beside.reindex(published.RESCUES["gene"]).rename(columns=columns).swaplevel(axis=1)
 beside[list(columns.values())].style.format("{:.3f}", na_rep="undefined")

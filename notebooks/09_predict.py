@@ -31,11 +31,11 @@ from IPython.display import Markdown
 from sparsity_trap import figures, steps
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.config import ROOT, Run
+from sparsity_trap.genes import in_panel
 from sparsity_trap.predict import predict_image, predict_section, write
 
 settings = open_preset(preset, source, cohort)
 run = Run(arm=arm, test_patient=test_patient, seed=seed)
-shown = ["PIGR", "CEACAM5", "COL1A1"]
 
 # %% tags=["hide-input"]
 folder = steps.run(settings, run)
@@ -49,7 +49,7 @@ def predicted(**options):
 
 
 section = predicted()
-shown = [gene for gene in shown if gene in section.var_names] or list(section.var_names[:3])
+shown = in_panel(["PIGR", "CEACAM5", "COL1A1"], section.var_names)
 small = predicted(bin_um=2, genes=shown)
 
 # %% tags=["hide-input"]

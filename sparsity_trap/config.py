@@ -205,6 +205,12 @@ class Preset(_Strict):
             raise ValueError(f"main_patient '{self.main_patient}' is not one of patients")
         if len(set(self.patients)) < max(2, len(self.patients)):
             raise ValueError("patients: name at least two, each once; one is left out for testing")
+        elsewhere = {r.test_patient for r in self.all_runs()} - {self.main_patient}
+        if self.genes.panel == "variable" and elsewhere:
+            raise ValueError(
+                f"genes.panel 'variable' is chosen without the test patient {self.main_patient}; "
+                f"take test patient '{min(elsewhere)}' out of runs"
+            )
         tested = {r.arm for r in self.all_runs() if r.test_patient == self.main_patient}
         if missing := {MSE_ARM, POISSON_ARM} - tested:
             raise ValueError(
@@ -240,6 +246,11 @@ class Preset(_Strict):
     def store(self, patient: str) -> Path:
         """Patch store of one patient."""
         return self.folder / "stores" / f"{patient}.zarr"
+
+    @property
+    def panel_file(self) -> Path:
+        """Variable genes chosen on the training patients."""
+        return self.folder / "panel.csv"
 
     def tokens(self, patient: str) -> Path:
         """Token cache of one patient."""

@@ -1,26 +1,21 @@
-"""The 50-gene panel: symbols, categories and the sparsity published for patient P5.
+"""Gene panels: the published one, a user's list, or variable genes of the training patients.
 
-The panel is fixed before any section is read, so no patient can influence it.
-Sparsity is the percentage of in-tissue 2 µm bins with a count of zero.
-
-Other panels are a user's list, or variable genes chosen on training patients only.
+The published panel has 50 genes with categories and the sparsity printed for patient P5: the
+percentage of in-tissue 2 µm bins with a count of zero.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from sparsity_trap.config import UserError
+from sparsity_trap.config import ROOT, Preset, UserError
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
-
     from sparsity_trap.visium_hd import GeneTotals
 
 #: category -> {symbol: published % of zero bins in patient P5}, in the order of the paper.
@@ -67,6 +62,30 @@ def panel_table() -> pd.DataFrame:
         for gene, percent in genes.items()
     ]
     return pd.DataFrame(rows, columns=["gene", "category", "published_sparsity"])
+
+
+def panel(preset: Preset) -> pd.DataFrame:
+    """Genes that a preset predicts, in the order of every gene axis.
+
+    Returns
+    -------
+    DataFrame with columns ``gene`` and ``category``.
+
+    Raises
+    ------
+    UserError
+        The list cannot be read, or variable genes have not been chosen yet.
+    """
+    if preset.genes.panel == "paper":
+        return panel_table()[["gene", "category"]]
+    if preset.genes.panel == "variable":
+        if not preset.panel_file.is_file():
+            raise UserError(
+                f"{preset.panel_file} does not exist: run `make book`, or notebooks/01_data.py, "
+                "which choose the variable genes"
+            )
+        return load_panel(preset.panel_file)
+    return load_panel(ROOT / preset.genes.panel)
 
 
 def load_panel(path: Path | str) -> pd.DataFrame:
@@ -125,35 +144,8 @@ def load_panel(path: Path | str) -> pd.DataFrame:
     return table
 
 
-def bin_moments(blocks: Iterable[np.ndarray | sp.csr_array], genes: Sequence[str]) -> pd.DataFrame:
-    """Per-gene sums over the bins of one section, added up block by block.
-
-    Parameters
-    ----------
-    blocks
-        Raw counts of some bins each, ``[bins, G]``, dense or sparse; bins of 8 or 16 µm in tissue,
-        zeros included. A bin must lie whole in one block.
-    genes
-        Symbols along the last axis.
-
-    Returns
-    -------
-    DataFrame with columns ``gene``, ``bins``, ``total`` and ``total_squares``: sufficient for mean
-    and variance.
-    """
-    bins, total, squares = 0, np.zeros(len(genes)), np.zeros(len(genes))
-    for block in blocks:
-        block = block.astype(np.float64)
-        bins += block.shape[0]
-        total += np.asarray(block.sum(axis=0)).ravel()
-        squares += np.asarray((block * block).sum(axis=0)).ravel()
-    return pd.DataFrame(
-        {"gene": list(genes), "bins": bins, "total": total, "total_squares": squares}
-    )
-
-
 def moments_of_totals(genes: Sequence[str], totals: GeneTotals) -> pd.DataFrame:
-    """The same table from the totals of a whole matrix of 2 µm bins.
+    """Per-gene sums over the 2 µm bins of a section, sufficient for mean and variance.
 
     Symbols that several features share are left out: squares of their sums are not known.
 
@@ -166,7 +158,7 @@ def moments_of_totals(genes: Sequence[str], totals: GeneTotals) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame as from `bin_moments`. A mean per 2 µm bin is a sixteenth of that at 8 µm.
+    DataFrame with columns ``gene``, ``bins``, ``total`` and ``total_squares``.
     """
     table = pd.DataFrame(
         {
@@ -185,7 +177,7 @@ def choose_variable_genes(
     *,
     patients: Sequence[str],
     test_patient: str,
-    min_mean: float = 0.05,
+    min_mean: float = 0.003,
 ) -> pd.DataFrame:
     """Choose the k most variable genes, from training patients alone.
 
@@ -198,7 +190,7 @@ def choose_variable_genes(
     Parameters
     ----------
     moments
-        Patient -> `bin_moments` of that patient's section, all with bins of one size.
+        Patient -> `moments_of_totals` of that patient's section.
     k
         Number of genes.
     patients
@@ -206,7 +198,7 @@ def choose_variable_genes(
     test_patient
         Patient left out, who must not take part.
     min_mean
-        Least mean count per bin; 0.05 suits bins of 8 µm, 0.003 those of 2 µm.
+        Least mean count per 2 µm bin; the default is 0.05 per 8 µm bin.
 
     Returns
     -------
@@ -245,11 +237,17 @@ def choose_variable_genes(
     if not 1 <= k <= len(chosen):
         raise UserError(
             f"{len(chosen)} genes have a mean of {min_mean} counts per bin in every training "
-            f"section, {k} are asked for: lower k or min_mean, or use larger bins"
+            f"section, {k} are asked for: lower genes.count in the preset"
         )
     chosen = chosen.sort_values(["overdispersion", "gene"], ascending=[False, True]).head(k)
     chosen.insert(1, "category", "other")
     return chosen.reset_index(drop=True)
+
+
+def in_panel(genes: Sequence[str], panel: Sequence[str]) -> list[str]:
+    """Those of ``genes`` that the panel holds, made up to as many with the panel's first others."""
+    known = [gene for gene in genes if gene in panel]
+    return (known + [gene for gene in panel if gene not in known])[: len(genes)]
 
 
 def _refuse_repeated(genes: pd.Series, what: str) -> None:

@@ -10,10 +10,14 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
+
 from sparsity_trap.cohort import Cohort, Section, check_distinct, check_section, real_section
 from sparsity_trap.config import ROOT, Preset, Run, UserError
 from sparsity_trap.encoders import cache_tokens
-from sparsity_trap.genes import PANEL
+from sparsity_trap.files import building
+from sparsity_trap.genes import choose_variable_genes, moments_of_totals
+from sparsity_trap.genes import panel as read_panel
 from sparsity_trap.patches import PatchStore, write_store
 from sparsity_trap.training import train
 
@@ -41,6 +45,23 @@ def section(preset: Preset, patient: str) -> Section:
     return Section(outs=outs)
 
 
+def panel(preset: Preset) -> pd.DataFrame:
+    """Genes of the preset; variable ones are chosen first, without looking at the main patient."""
+    path = preset.panel_file
+    if preset.genes.panel == "variable" and not path.is_file():
+        patients = preset.training_patients(preset.main_patient)
+        moments = {}
+        for patient in patients:
+            slide = section(preset, patient).open()
+            moments[patient] = moments_of_totals(slide.genes, slide.counts_and_totals([])[1])
+        chosen = choose_variable_genes(
+            moments, preset.genes.count, patients=patients, test_patient=preset.main_patient
+        )
+        with building(path) as partial:
+            chosen.to_csv(partial, index=False)
+    return read_panel(preset)
+
+
 def store(preset: Preset, patient: str) -> PatchStore:
     """Patch store of a patient; real sections pass the guards of `cohort` first."""
     path = preset.store(patient)
@@ -51,7 +72,7 @@ def store(preset: Preset, patient: str) -> PatchStore:
             check_distinct(Cohort(patients={p: section(preset, p) for p in preset.patients}))
         write_store(
             files.open(),
-            PANEL,
+            panel(preset)["gene"],
             path,
             patient=patient,
             source=preset.source,
@@ -88,7 +109,16 @@ def _check_settings(preset: Preset, this: Run, folder: Path) -> None:
     now = json.loads(preset.model_dump_json())
     for settings in (then, now):
         settings["arm"] = {k: v for k, v in settings["arms"][this.arm].items() if k != "title"}
-    for key in ("source", "simulation", "patches", "encoder", "decoder", "training", "arm"):
+    for key in (
+        "source",
+        "simulation",
+        "genes",
+        "patches",
+        "encoder",
+        "decoder",
+        "training",
+        "arm",
+    ):
         if then[key] != now[key]:
             raise UserError(
                 f"{folder} was computed with another '{key}' than preset '{preset.name}' has now: "

@@ -1,0 +1,13 @@
+"""Choose variable genes: python workflow/choose_panel.py preset=laptop source= cohort="""
+
+import sys
+
+from sparsity_trap import steps
+from sparsity_trap.cohort import open_preset
+from sparsity_trap.config import UserError
+
+if __name__ == "__main__":
+    try:
+        steps.panel(open_preset(**dict(pair.split("=", 1) for pair in sys.argv[1:])))
+    except UserError as error:
+        sys.exit(f"error: {error}")
