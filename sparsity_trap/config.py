@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
 
+#: Arms that every preset may run.
+ARMS = PRESETS / "arms.yaml"
+
 #: Width of a native bin, µm.
 BIN_UM = 2.0
 
@@ -27,8 +30,14 @@ Resolution = Literal[2, 4, 8, 16]
 #: The published contrast: MSE and Poisson at 2 µm, which differ in loss, link and bias.
 MSE_ARM, POISSON_ARM = "D", "E"
 
+#: Arms of the publication's results table, all with Hist2ST.
+PUBLISHED_ARMS = ("A", "B", "C", "D", "E", "V7")
+
 #: Pairs of arms that differ in nothing but the loss, where a preset has them.
 LOSS_PAIRS = {"matched": ("D-matched", "E"), "linear": ("D-linear", "E-linear")}
+
+#: The head biases of the publication, by the link they were used with.
+PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
 
 #: Patients and arms name folders and files.
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
@@ -185,7 +194,7 @@ class Preset(_Strict):
     encoder: Encoder = Encoder()
     decoder: Decoder = Decoder()
     training: Training
-    arms: dict[Name, Arm]
+    arms: dict[Name, Arm] = Field(description="those of presets/arms.yaml and the preset's own")
     runs: list[Runs]
 
     @model_validator(mode="after")
@@ -301,22 +310,29 @@ def load_preset(name: str, source: str = "") -> Preset:
         The file is missing, is not YAML, or has an unknown or invalid key.
     """
     path = PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+    if not path.is_file() or path == ARMS:
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml") if p != ARMS))
         raise UserError(f"preset '{name}' does not exist ({path}): choose one of {known}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping of keys to values")
+    content = _read(path)
     content = {"name": name, **content}
+    if isinstance(content.get("arms", {}), dict):
+        content["arms"] = _read(ARMS) | content.get("arms", {})
     if source and source != content.get("source", "simulated"):
         content |= {"name": f"{name}-{source}", "source": source}
     try:
         return Preset.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}") from None
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a mapping of keys to values")
+    return content
 
 
 def first_problem(error: ValidationError) -> str:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sparsity_trap import config
-from sparsity_trap.config import UserError, load_preset
+from sparsity_trap.config import PUBLISHED_BIAS, Arm, UserError, load_preset
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])
@@ -45,6 +45,9 @@ def write(tmp_path, monkeypatch):
     return run
 
 
+ARM = {"title": "mine", "loss": "poisson", "link": "softplus", "bias": 0.0}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -53,10 +56,10 @@ def write(tmp_path, monkeypatch):
         (lambda c: c.pop("patients"), "key 'patients' is missing"),
         (lambda c: c["runs"][0].update(arms=["Z"]), "arm 'Z' does not exist; arms are D, E"),
         (lambda c: c["runs"][0].update(test_patients=["P9"]), "test patient 'P9'"),
-        (lambda c: c["arms"]["D"].update(loss="mae"), "key 'arms.D.loss'"),
-        (lambda c: c["arms"]["D"].update(loss="poisson"), "arms.D: loss must be 'mse'"),
+        (lambda c: c.update(arms={"mine": ARM | {"loss": "mae"}}), "key 'arms.mine.loss'"),
+        (lambda c: c.update(arms={"D": ARM}), "arms.D: loss must be 'mse'"),
         (
-            lambda c: c["arms"].update({"D-matched": c["arms"]["D"]}),
+            lambda c: c.update(arms={"D-matched": ARM | {"loss": "mse"}}),
             "arms.D-matched: must be arm E with loss 'mse'",
         ),
         (lambda c: c["decoder"].update(heads=3), "heads (3) must divide hidden (32)"),
@@ -76,7 +79,34 @@ def test_mistakes_name_file_and_key(write, change, message):
 
 
 def test_unknown_preset_and_arm_list_the_choices():
-    with pytest.raises(UserError, match="preset 'huge' does not exist.*laptop, paper, smoke"):
+    with pytest.raises(
+        UserError, match="preset 'huge' does not exist.*: choose one of laptop, paper, smoke"
+    ):
         load_preset("huge")
     with pytest.raises(UserError, match="arm 'Q' does not exist.*D, E"):
         load_preset("smoke").arm("Q")
+
+
+def test_a_preset_may_add_an_arm(write):
+    preset = load_preset(write(lambda c: c.update(arms={"mine": ARM})))
+    assert preset.arm("mine").link == "softplus" and preset.arm("D").loss == "mse"
+
+
+def test_arms_of_the_factorial_are_all_combinations_once():
+    arms = load_preset("smoke").arms.values()
+    cells = [
+        (arm.loss, arm.link, arm.bias)
+        for arm in arms
+        if arm.loss != "zinb" and arm.model_copy(update={"title": ""})
+        == Arm(title="", loss=arm.loss, link=arm.link, bias=arm.bias)
+    ]  # fmt: skip
+    biases = {link: (bias, "gene-mean") for link, bias in PUBLISHED_BIAS.items()}
+    assert sorted(cells, key=str) == sorted(
+        [
+            (loss, link, bias)
+            for loss in ("mse", "mse-log1p", "poisson", "nb")
+            for link in biases
+            for bias in biases[link]
+        ],
+        key=str,
+    )
