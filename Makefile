@@ -3,12 +3,14 @@
 PRESET ?= laptop
 SOURCE ?=
 COHORT ?=
+# slurm sends every step to a cluster; its settings are in workflow/profiles/slurm/config.yaml.
+PROFILE ?=
 PYTHON ?= python3.11
 # Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
 LABELS ?= $(or $(SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-# Trainings at a time: one on a GPU, as many as cores without.
-GPUS ?= $(if $(shell command -v nvidia-smi),1,$(CORES))
+# Steps on a GPU at a time: one here, as many as cores without a GPU, as many as are free on a cluster.
+GPUS ?= $(if $(PROFILE),1000,$(if $(shell command -v nvidia-smi),1,$(CORES)))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,13 +20,14 @@ export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
 SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) \
+	$(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE)) \
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
 .PHONY: help env book results plan doctor download bench test lint clean
 
 help:  ## list the targets
-	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file]"
+	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create the environment from the lock, in .venv

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from sparsity_trap.config import load_preset
+
 pytestmark = pytest.mark.slow
 
 
@@ -147,3 +149,34 @@ def test_chromium_shows_pages_without_console_errors(smoke_book, tmp_path):
         assert done.stdout and not errors
         if name.endswith("04_sparsity"):
             assert 'class="main-svg"' in done.stdout, "the plotly figure was not drawn"
+
+
+def test_paper_can_be_planned_for_a_cluster():
+    done = subprocess.run(
+        ["make", "plan", "PRESET=paper", "SOURCE=simulated", "PROFILE=slurm"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = len(load_preset("paper").all_runs())
+    assert re.search(rf"^train +{runs}$", done.stdout + done.stderr, re.MULTILINE)
+
+
+def test_a_cluster_is_asked_for_memory_and_a_gpu(tmp_path):
+    """A stand-in for sbatch writes down what it is asked, and refuses."""
+    asked = tmp_path / "asked"
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexit 1\n')
+    for name in ("sacct", "sinfo", "squeue", "scancel", "scontrol"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
+    for path in tmp_path.iterdir():
+        path.chmod(0o755)
+    (tmp_path / "Snakefile").write_text(
+        "rule data:\n    output: 'x'\n    resources: gpu=1\n    shell: 'true'\n"
+    )  # noqa: E501
+    subprocess.run(
+        [sys.executable, "-m", "snakemake", "--workflow-profile",
+         ROOT / "workflow" / "profiles" / "slurm", "--retries", "0"],
+        cwd=tmp_path, capture_output=True, timeout=120,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    words = asked.read_text()
+    assert "--mem 32000" in words and "-t 120" in words and re.search(r"--gpus[= ]1", words)
