@@ -11,7 +11,16 @@ import pandas as pd
 import zarr
 
 from sparsity_trap import metrics, published, stats, steps
-from sparsity_trap.config import LOSS_PAIRS, MSE_ARM, POISSON_ARM, Preset, Run, UserError
+from sparsity_trap.config import (
+    LOSS_PAIRS,
+    MSE_ARM,
+    POISSON_ARM,
+    PUBLISHED_BIAS,
+    Arm,
+    Preset,
+    Run,
+    UserError,
+)
 from sparsity_trap.patches import PatchStore
 
 #: Per-gene scores averaged into one number per run.
@@ -119,6 +128,78 @@ def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
         row |= {key: result.provenance[key] for key in ("parameters", "epochs", "seconds")}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
+    """One row per run and gene: what the run was, and the gene's scores.
+
+    Returns
+    -------
+    DataFrame with columns ``run``, ``arm``, ``patient``, ``seed``, the settings of the arm
+    (``bias`` is "published" for the publication's bias of that link, ``bias_value`` the number
+    itself), and those of the per-gene
+    table.
+    """
+    parts = []
+    for result in results:
+        arm = preset.arm(result.run.arm)
+        settings = arm.model_dump(exclude={"title", "resolutions_um"})
+        if arm.bias == PUBLISHED_BIAS[arm.link]:
+            settings["bias"] = "published"
+        settings["bias_value"] = arm.bias
+        bin_um = arm.resolutions_um[0] if len(arm.resolutions_um) == 1 else np.nan
+        parts.append(
+            result.genes.assign(
+                run=result.run.name,
+                arm=result.run.arm,
+                patient=result.run.test_patient,
+                seed=result.run.seed,
+                bin_um=bin_um,
+                **settings,
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def factorial_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `long_table` of loss × link × bias (published or gene means), all else as published."""
+    levels = table["bias"].isin(["published", "gene-mean"]) & (table["loss"] != "zinb")
+    return table[_as_published(table, but=("loss", "link", "bias")) & levels]
+
+
+def gap_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `long_table` of the eight cells between arms D and E, ``bias`` being a number."""
+    chosen = _as_published(table, but=("loss", "link", "bias")) & (table["bias"] != "gene-mean")
+    chosen &= table["loss"].isin(["mse", "poisson"])
+    return table[chosen].assign(bias=table["bias_value"])
+
+
+def dial_runs(table: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Rows of `long_table` of MSE and Poisson at link exp and bias −3 that differ in one setting.
+
+    Parameters
+    ----------
+    table
+        From `long_table`.
+    setting
+        ``keep`` (share of training counts) or ``bin_um`` (bin width that the loss compares).
+    """
+    matched = (table["link"] == "exp") & (table["bias"] == "published")
+    same = _as_published(table, but=("loss", "link", "bias", setting))
+    chosen = table[matched & same & table["loss"].isin(["mse", "poisson"])]
+    return chosen[chosen[setting].notna()]
+
+
+def _as_published(table: pd.DataFrame, but: tuple[str, ...]) -> pd.Series:
+    """True where everything but the named settings is that of arms D and E."""
+    defaults = Arm(title="", loss="mse", link="exp", bias=0).model_dump()
+    same = pd.Series(True, table.index)
+    for key in ("decoder", "masked", "keep", "bicubic_from_um", "bin_um", "bias"):
+        if key in but:
+            continue
+        wanted = {"bin_um": 2, "bias": "published"}.get(key, defaults.get(key))
+        same &= table[key].isna() if wanted is None else table[key] == wanted
+    return same
 
 
 def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | str | None]:
