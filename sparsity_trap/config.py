@@ -91,7 +91,7 @@ class Patches(_Strict):
 class Encoder(_Strict):
     """The frozen encoder and the augmented views it sees once."""
 
-    name: str = Field("filterbank", description="filterbank, or a timm model name")
+    name: str = Field("filterbank", description="a short name of encoders.ENCODERS, or timm:<name>")
     dihedral: bool = Field(True, description="cache all eight flips and rotations")
     jitter_views: int = Field(1, ge=0, description="colour-jittered copies per dihedral view")
     jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Field(ge=0, le=0.5)]] = Field(

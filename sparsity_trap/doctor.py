@@ -1,7 +1,8 @@
 """Check everything a run needs: ``python -m sparsity_trap.doctor [--preset NAME] [--cohort FILE]``.
 
 Prints one table of what was found and how to mend it. The exit status is 1 if anything fails.
-No check stops another, and nothing is downloaded or written.
+No check stops another, and nothing is downloaded or written. Only the access to an encoder's
+weights is asked for over the network.
 """
 
 from __future__ import annotations
@@ -29,17 +30,15 @@ PACKAGES = (
 )  # fmt: skip
 LOCK = ROOT / "requirements.lock.txt"
 
-#: Encoders with weights behind a licence: the name in a preset, and the model on Hugging Face.
-GATED = {"virchow2": "paige-ai/Virchow2"}
-
 #: GB that results of simulated and of real sections may take. With real ones, the tokens of about
 #: 600 patches in 16 views take 6 GB per patient.
 _DISK_GB = {"simulated": 5, "tissue-map": 5, "spaceranger": 50}
 _LEAST_DISK_GB = 1
 _GPU_GB = 8
 
-#: Widths of the text columns, in characters.
+#: Widths of the text columns, in characters, and how many missing genes are named.
 _WIDTH = 58
+_SHOWN = 50
 
 State = Literal["ok", "warn", "FAIL"]
 
@@ -54,7 +53,7 @@ class Row(NamedTuple):
 
 
 def examine(
-    preset: Callable[[], Preset], cohort: Path | None = None, online: bool = False
+    preset: Callable[[], Preset], cohort: Path | None = None, online: bool = True
 ) -> Iterator[Row]:
     """Carry out every check.
 
@@ -66,7 +65,7 @@ def examine(
         Cohort file; its sections are checked. Default: those of the preset, where it reads real
         ones.
     online
-        Ask Hugging Face whether the token opens gated weights. Without it nothing leaves this
+        Ask Hugging Face whether the encoder's weights can be had. Otherwise nothing leaves this
         computer.
     """
     yield from _guarded("Python", python)
@@ -81,6 +80,7 @@ def examine(
         yield from _guarded("preset", partial(_preset, settings))
         yield from _guarded("disk", partial(disk, settings.folder, _DISK_GB[settings.source]))
         yield from _guarded("encoder", partial(encoder, settings.encoder.name, online))
+        yield from _guarded("gene panel", partial(panel, settings))
         yield from _guarded("cell-type maps", partial(label_maps, settings))
     yield from _guarded("cohort", partial(_sections, settings, cohort))
 
@@ -121,11 +121,12 @@ def gpu() -> Iterator[Row]:
 
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(i)
-            gigabytes = properties.total_memory / 1e9
-            found = f"torch {torch.__version__}, {properties.name}, {gigabytes:.0f} GB"
-            if gigabytes < _GPU_GB:
-                yield Row("GPU", "warn", found, f"{_GPU_GB} GB or more; else lower batch_size")
+            free, total = (size / 1e9 for size in torch.cuda.mem_get_info(i))
+            name = torch.cuda.get_device_name(i)
+            found = f"torch {torch.__version__}, {name}, {free:.0f} of {total:.0f} GB free"
+            if free < _GPU_GB:
+                mend = f"end what else runs on it: {_GPU_GB} GB or more; else lower batch_size"
+                yield Row("GPU", "warn", found, mend)
             else:
                 yield Row("GPU", "ok", found)
     elif shutil.which("nvidia-smi"):
@@ -154,35 +155,48 @@ def disk(folder: Path, needed: int) -> Iterator[Row]:
         yield Row("disk", "ok", found)
 
 
-def encoder(name: str, online: bool = False) -> Iterator[Row]:
+def encoder(name: str, online: bool = True) -> Iterator[Row]:
     """Whether the encoder's weights can be had. A token is looked for, never shown."""
-    if name == "filterbank":
-        yield Row("encoder", "ok", "filterbank, which needs no weights")
-        return
-    if name not in GATED:
-        yield Row("encoder", "ok", f"{name}: timm downloads its weights at first use")
-        return
-    import huggingface_hub
+    from sparsity_trap import encoders
 
-    accept = f"accept the licence at huggingface.co/{GATED[name]}"
-    if not huggingface_hub.get_token():
-        found = f"{name} is gated and no Hugging Face token is present"
-        yield Row("encoder", "FAIL", found, f"{accept} and set HF_TOKEN, or change encoder.name")
-        return
-    if not online:
-        found = f"{name} is gated; a token is present, access not tried"
-        yield Row("encoder", "ok", found, "--online tries it")
-        return
-    try:
-        huggingface_hub.auth_check(GATED[name])
-    except huggingface_hub.errors.GatedRepoError:
-        yield Row("encoder", "FAIL", f"{name}: the token gives no access", accept)
-    except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
-        # Only the kind of error: its text may quote the request.
-        found = f"{name}: Hugging Face could not be asked ({type(error).__name__})"
-        yield Row("encoder", "warn", found, "check the connection and the token")
+    card = encoders.encoder_card(name)
+    found = f"{name} ({card.licence or 'licence not stated'})"
+    if card.architecture is None:
+        yield Row("encoder", "ok", f"{found}, which needs no weights")
+    elif encoders.weights_cached(name):
+        yield Row("encoder", "ok", f"{found}: its weights are on this computer")
+    elif card.hub is None:
+        yield Row("encoder", "ok", f"{found}: timm downloads its weights at first use")
+    elif not online:
+        mend = "leave --offline out to try the access"
+        yield Row("encoder", "warn", f"{found}: its weights are not on this computer", mend)
     else:
-        yield Row("encoder", "ok", f"{name}: the token gives access")
+        try:
+            encoders.check_access(name)
+        except encoders.Unreachable as error:
+            row = _failed("encoder", error)
+            yield row._replace(state="warn", found=f"access unknown; {row.found}")
+        else:
+            yield Row("encoder", "ok", f"{found}: open to you, downloaded at first use")
+
+
+def panel(preset: Preset) -> Iterator[Row]:
+    """Genes that the preset predicts; `section` compares them with each matrix."""
+    genes = _panel(preset)
+    if genes is None:
+        found = f"the {preset.genes.count} most variable genes, chosen at the data step"
+        yield Row("gene panel", "ok", found)
+    else:
+        yield Row("gene panel", "ok", f"{preset.genes.panel}: {len(genes)} genes")
+
+
+def _panel(preset: Preset) -> list[str] | None:
+    """Symbols of the panel; None for variable genes that are not chosen yet."""
+    from sparsity_trap import genes
+
+    if preset.genes.panel == "variable" and not preset.panel_file.is_file():
+        return None
+    return list(genes.panel(preset)["gene"])
 
 
 def label_maps(preset: Preset) -> Iterator[Row]:
@@ -207,7 +221,7 @@ def label_maps(preset: Preset) -> Iterator[Row]:
         yield Row("cell-type maps", "ok", found)
 
 
-def section(name: str, this) -> Iterator[Row]:
+def section(name: str, this, preset: Preset | None = None) -> Iterator[Row]:
     """Files, versions, counts, scale, image and gene panel of one section.
 
     Parameters
@@ -216,6 +230,8 @@ def section(name: str, this) -> Iterator[Row]:
         Patient.
     this
         A :class:`sparsity_trap.cohort.Section`.
+    preset
+        Names the gene panel; without one, genes are not checked.
     """
     from sparsity_trap import cohort
 
@@ -224,7 +240,8 @@ def section(name: str, this) -> Iterator[Row]:
     found = f"{_versions(slide.matrix_path)}; grid of {rows} x {cols} bins"
     yield Row(f"{name} files", "ok", found)
     yield from _guarded(f"{name} counts", partial(_counts, name, this))
-    yield from _guarded(f"{name} genes", partial(_genes, slide.genes))
+    if preset is not None:
+        yield from _guarded(f"{name} genes", partial(_genes, slide.genes, preset))
     yield from _guarded(f"{name} image", partial(_geometry, name, this, slide))
     if this.mask is not None:
         yield from _guarded(f"{name} mask", partial(_mask, name, this, slide))
@@ -237,17 +254,20 @@ def _counts(name: str, this) -> Iterator[Row]:
     yield Row(f"{name} counts", "ok", "whole numbers in 2 µm bins")
 
 
-def _genes(genes: Sequence[str]) -> Iterator[Row]:
-    from sparsity_trap.genes import PANEL
-
-    missing = [gene for gene in PANEL if gene not in set(genes)]
+def _genes(genes: Sequence[str], preset: Preset) -> Iterator[Row]:
+    wanted = _panel(preset)
+    if wanted is None:
+        yield Row("", "ok", f"chosen at the data step among {len(set(genes))}")
+        return
+    missing = [gene for gene in wanted if gene not in set(genes)]
     if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise UserError(
-            f"{len(missing)} of the {len(PANEL)} panel genes are not among the section's "
-            f"{len(genes)} ({', '.join(missing)}): use a matrix of the human transcriptome with "
-            "gene symbols, or another panel"
+            f"{len(missing)} of the {len(wanted)} panel genes are not among the section's "
+            f"{len(genes)} ({shown}): use a matrix of the human transcriptome with gene symbols, "
+            "or another genes.panel"
         )
-    yield Row("", "ok", f"all {len(PANEL)} panel genes are among {len(genes)}")
+    yield Row("", "ok", f"all {len(wanted)} panel genes are among {len(genes)}")
 
 
 def _geometry(name: str, this, slide) -> Iterator[Row]:
@@ -321,7 +341,7 @@ def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
             except UserError as error:
                 yield _failed(f"{name} files", error)
                 continue
-        rows = list(_guarded(f"{name} files", partial(section, name, this)))
+        rows = list(_guarded(f"{name} files", partial(section, name, this, preset)))
         yield from rows
         if all(row.state == "ok" for row in rows[:2]):
             readable[name] = this
@@ -382,10 +402,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="laptop", help="name in presets/; default: laptop")
     parser.add_argument("--source", choices=sorted(_DISK_GB), help="in place of the preset's")
     parser.add_argument("--cohort", type=Path, metavar="FILE", help="a cohort file")
-    parser.add_argument("--online", action="store_true", help="try the access to gated weights")
+    parser.add_argument("--offline", action="store_true", help="ask nothing over the network")
     given = parser.parse_args(arguments)
     preset = partial(load_preset, given.preset, given.source)
-    rows = list(examine(preset, given.cohort, given.online))
+    rows = list(examine(preset, given.cohort, not given.offline))
     print(table(rows))
     warned, failed = (sum(row.state == state for row in rows) for state in ("warn", "FAIL"))
     print(f"\n{len(rows)} checks: {failed} failed, {warned} with a warning")

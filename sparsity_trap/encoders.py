@@ -1,14 +1,19 @@
 """Frozen encoders: H&E patches to tokens [B, C, 16, 16], computed once and cached.
 
-`filterbank` needs no weights. Every other name is a Vision Transformer of timm, Virchow2 included.
+`filterbank` needs no weights. The other names of `ENCODERS` are pathology models that timm loads
+from Hugging Face without code of their own; ``timm:<name>`` is any other Vision Transformer of
+timm. Patches reach all of them at 1.143 µm per pixel, whatever they were trained at.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +26,240 @@ from sparsity_trap.files import building
 from sparsity_trap.patches import PatchStore
 from sparsity_trap.progress import track
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from huggingface_hub.errors import HfHubHTTPError
+
 TOKEN_GRID = 16
+
+#: A patch: pixels a side, and µm per pixel (256 µm over 224 pixels).
+PATCH_PX = 224
+PATCH_UM_PER_PX = 256 / PATCH_PX
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """What is known of an encoder. None means that no source was found, never a guess.
+
+    Attributes
+    ----------
+    hub
+        Repository of the weights on Hugging Face.
+    architecture
+        Name of the model in timm; with ``kwargs`` and ``swiglu`` it builds without weights.
+    kwargs
+        Arguments of ``timm.create_model``.
+    swiglu
+        The transformer's MLPs are SwiGLU with SiLU, given to timm as classes.
+    licence
+        Licence of the weights.
+    gated
+        Whether Hugging Face hands the weights only to accounts that accepted the licence.
+    um_per_px
+        µm per pixel that the authors trained at, or ask for.
+    note
+        What a user should know besides.
+    """
+
+    hub: str | None = None
+    architecture: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    swiglu: bool = False
+    licence: str | None = None
+    gated: bool | None = None
+    um_per_px: tuple[float, ...] | None = None
+    note: str = ""
+
+    @property
+    def page(self) -> str | None:
+        """Model card, where a licence is accepted."""
+        return f"https://huggingface.co/{self.hub}" if self.hub else None
+
+
+_BY_ND = "CC-BY-NC-ND 4.0"
+_LUNIT = {
+    "licence": "Lunit, non-commercial",
+    "gated": False,
+    "note": "converted to timm by 1aurent",
+}
+_KAIKO = {
+    "licence": "kaiko.ai, non-commercial",
+    "gated": False,
+    "note": "converted to timm by 1aurent; trained at several magnifications",
+}
+
+#: Encoders by the name that a preset gives. Calls, licences and gating are those of the model
+#: cards and of TRIDENT (github.com/mahmoodlab/TRIDENT), the resolutions those of cards and papers.
+ENCODERS: dict[str, EncoderCard] = {
+    "filterbank": EncoderCard(
+        licence="MIT", gated=False, note="part of this project; no weights, nothing learned"
+    ),
+    "virchow2": EncoderCard(
+        hub="paige-ai/Virchow2",
+        architecture="vit_huge_patch14_224",
+        kwargs={"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.3375, "global_pool": ""},
+        swiglu=True,
+        licence=_BY_ND,
+        gated=True,
+        um_per_px=(0.25, 0.5, 1.0, 2.0),
+        note="the published encoder",
+    ),
+    "virchow": EncoderCard(
+        hub="paige-ai/Virchow",
+        architecture="vit_huge_patch14_224",
+        kwargs={"init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": ""},
+        swiglu=True,
+        licence="Apache 2.0",
+        gated=True,
+        um_per_px=(0.5,),
+    ),
+    "uni2-h": EncoderCard(
+        hub="MahmoodLab/UNI2-h",
+        architecture="vit_giant_patch14_224",
+        kwargs={
+            "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536,
+            "init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8,
+        },
+        swiglu=True,
+        licence=_BY_ND,
+        gated=True,
+    ),
+    "uni": EncoderCard(
+        hub="MahmoodLab/UNI",
+        architecture="vit_large_patch16_224",
+        kwargs={"init_values": 1e-5},
+        licence=_BY_ND,
+        gated=True,
+        um_per_px=(0.5,),
+    ),
+    "h-optimus-0": EncoderCard(
+        hub="bioptimus/H-optimus-0",
+        architecture="vit_giant_patch14_reg4_dinov2",
+        kwargs={"img_size": 224, "init_values": 1e-5},
+        licence="Apache 2.0",
+        um_per_px=(0.5,),
+        note="sources differ on whether it is gated",
+    ),
+    "h-optimus-1": EncoderCard(
+        hub="bioptimus/H-optimus-1",
+        architecture="vit_giant_patch14_reg4_dinov2",
+        kwargs={"img_size": 224, "init_values": 1e-5},
+        licence=_BY_ND,
+        gated=True,
+    ),
+    "lunit-vits8": EncoderCard(
+        "1aurent/vit_small_patch8_224.lunit_dino", "vit_small_patch8_224", **_LUNIT
+    ),
+    "lunit-vits16": EncoderCard(
+        "1aurent/vit_small_patch16_224.lunit_dino", "vit_small_patch16_224", **_LUNIT
+    ),
+    "kaiko-vits8": EncoderCard(
+        "1aurent/vit_small_patch8_224.kaiko_ai_towards_large_pathology_fms",
+        "vit_small_patch8_224",
+        **_KAIKO,
+    ),
+    "kaiko-vitb8": EncoderCard(
+        "1aurent/vit_base_patch8_224.kaiko_ai_towards_large_pathology_fms",
+        "vit_base_patch8_224",
+        **_KAIKO,
+    ),
+    "kaiko-vitb16": EncoderCard(
+        "1aurent/vit_base_patch16_224.kaiko_ai_towards_large_pathology_fms",
+        "vit_base_patch16_224",
+        **_KAIKO,
+    ),
+    "kaiko-vitl14": EncoderCard(
+        "1aurent/vit_large_patch14_reg4_dinov2.kaiko_ai_towards_large_pathology_fms",
+        "vit_large_patch14_reg4_dinov2",
+        {"img_size": 518},
+        **_KAIKO,
+    ),
+    "phikon": EncoderCard(
+        "1aurent/vit_base_patch16_224.owkin_pancancer",
+        "vit_base_patch16_224",
+        licence="Owkin, non-commercial",
+        gated=False,
+        note="converted to timm by 1aurent; the original is owkin/phikon for transformers",
+    ),
+}  # fmt: skip
+
+#: What to take without access to gated weights: a 16 × 16 grid of its own, as Virchow2.
+UNGATED = "kaiko-vitl14"
+
+
+class Unreachable(UserError):
+    """Hugging Face gives no answer, so nothing is known of the access to weights."""
+
+
+def encoder_card(name: str) -> EncoderCard:
+    """Look an encoder up.
+
+    Parameters
+    ----------
+    name
+        Name in `ENCODERS`, or ``timm:`` and a Vision Transformer of timm, ``hf-hub:owner/model``
+        included.
+
+    Raises
+    ------
+    UserError
+        There is none of that name.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if not name.startswith("timm:"):
+        raise UserError(
+            f"encoder.name '{name}' does not exist: choose one of {', '.join(ENCODERS)}, or "
+            "timm:<name> for another Vision Transformer of timm"
+        )
+    model = name.removeprefix("timm:")
+    hub = model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else None
+    return EncoderCard(hub=hub, architecture=model)
+
+
+def encoder_table() -> pd.DataFrame:
+    """Known encoders for the methods chapter.
+
+    Shapes and parameters are those of the architecture as timm builds it here, without weights.
+
+    Returns
+    -------
+    DataFrame with one row per encoder: ``encoder``, ``weights`` (repository on Hugging Face),
+    ``licence``, ``gated``, ``um_per_px``, ``patch_px``, ``grid`` (tokens a side of a 224-pixel
+    patch, before resampling to 16), ``prefix_tokens``, ``channels``, ``parameters`` (millions),
+    ``page`` and ``note``. Text; "not stated" where no source was found, empty where nothing
+    applies.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, card in ENCODERS.items():
+        row = {
+            "encoder": name,
+            "weights": card.hub or "",
+            "licence": card.licence or "not stated",
+            "gated": {True: "yes", False: "no", None: "not stated"}[card.gated],
+            "um_per_px": ", ".join(f"{r:g}" for r in card.um_per_px or ()) or "not stated",
+        }
+        if card.architecture is None:
+            row |= {
+                "um_per_px": "", "patch_px": "", "grid": str(TOKEN_GRID), "prefix_tokens": "",
+                "channels": str(FilterBank().channels), "parameters": "0",
+            }  # fmt: skip
+        else:
+            with torch.device("meta"):
+                model = TimmTokens(name, pretrained=False).model
+            patch = model.patch_embed.patch_size[0]
+            row |= {
+                "patch_px": str(patch),
+                "grid": str(PATCH_PX // patch),
+                "prefix_tokens": str(model.num_prefix_tokens),
+                "channels": str(model.num_features),
+                "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}",
+            }
+        rows.append(row | {"page": card.page or "", "note": card.note})
+    return pd.DataFrame(rows)
+
 
 # Optical density of haematoxylin, eosin and a residual, one stain per row (Ruifrok & Johnston
 # 2001, Anal Quant Cytol Histol 23:291-299); the residual is the cross product of the first two.
@@ -112,7 +350,17 @@ class TimmTokens(nn.Module):
     """Patch tokens of a frozen timm Vision Transformer on the 16 × 16 grid.
 
     The number of prefix tokens (class and registers) is read from the model; other token grids
-    (14² or 28² from patch 16 or 8) are resampled to 16².
+    (14² or 28² from patch 16 or 8) are resampled to 16². On a GPU the transformer runs in
+    bfloat16 autocast, on a CPU in float32.
+
+    Parameters
+    ----------
+    name
+        As for `encoder_card`; not ``filterbank``.
+    pretrained
+        Load the weights; otherwise they are random.
+    overrides
+        Arguments of ``timm.create_model`` that replace the card's.
 
     Attributes
     ----------
@@ -120,26 +368,10 @@ class TimmTokens(nn.Module):
         Width of the transformer.
     """
 
-    def __init__(self, name: str, pretrained: bool = True):
+    def __init__(self, name: str, pretrained: bool = True, **overrides: Any):
         super().__init__()
         timm = _import_timm()
-        model_name, extra = name, {}
-        if name == "virchow2":
-            model_name = "hf-hub:paige-ai/Virchow2"
-            extra = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
-        try:
-            model = timm.create_model(
-                model_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **extra
-            )
-        except Exception as error:
-            raise UserError(
-                f"encoder '{name}' could not be loaded through timm "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}); for gated weights accept "
-                "the licence on the model's Hugging Face page and set HF_TOKEN, or set "
-                "encoder.name to 'filterbank', which needs no weights"
-            ) from error
-        if not hasattr(model, "num_prefix_tokens"):
-            raise UserError(f"encoder '{name}' is not a Vision Transformer of timm")
+        model = _create(name, pretrained, overrides)
         self.model = model.eval().requires_grad_(False)
         self.channels = model.num_features
         data = timm.data.resolve_model_data_config(model)
@@ -147,9 +379,11 @@ class TimmTokens(nn.Module):
             self.register_buffer(key, torch.tensor(data[key]).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode uint8 images [B, 224, 224, 3] to tokens [B, C, 16, 16]."""
+        """Encode uint8 images [B, 224, 224, 3] to tokens float32 [B, C, 16, 16]."""
         x = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        tokens = self.model.forward_features(x)[:, self.model.num_prefix_tokens :]
+        with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda):
+            tokens = self.model.forward_features(x)
+        tokens = tokens[:, self.model.num_prefix_tokens :].float()
         side = int(tokens.shape[1] ** 0.5)
         tokens = tokens.transpose(1, 2).unflatten(2, (side, side))
         if side != TOKEN_GRID:
@@ -159,22 +393,149 @@ class TimmTokens(nn.Module):
         return tokens
 
 
+def _create(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> nn.Module:
+    """Build a timm model; every failure becomes a `UserError` without the token in it."""
+    timm = _import_timm()
+    card = encoder_card(name)
+    kwargs = {"num_classes": 0, "dynamic_img_size": True, **card.kwargs}
+    if card.swiglu:
+        kwargs |= {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
+    source = card.architecture
+    if pretrained and card.hub:
+        source = f"hf-hub:{card.hub}"
+        if not weights_cached(name):
+            check_access(name)  # answers at once, where a download tries again for half a minute
+    try:
+        model = timm.create_model(source, pretrained=pretrained, **kwargs | overrides)
+    except Exception as error:
+        problem = _failure(name, card, error)
+    else:
+        if hasattr(model, "num_prefix_tokens"):
+            return model
+        problem = UserError(f"encoder '{name}' is not a Vision Transformer: choose another")
+    # Raised outside the handler: the error of the request would else stay attached to it.
+    raise problem
+
+
+def check_access(name: str, timeout: float = 5.0) -> None:
+    """Ask Hugging Face whether the weights of an encoder could be downloaded; download nothing.
+
+    Parameters
+    ----------
+    name
+        As for `encoder_card`, with weights on Hugging Face.
+    timeout
+        Seconds to wait for the answer.
+
+    Raises
+    ------
+    Unreachable
+        There is no connection, or ``HF_HUB_OFFLINE`` is set.
+    UserError
+        The weights are gated, the token is not accepted, or there is no such repository.
+    """
+    import huggingface_hub
+
+    card = encoder_card(name)
+    if card.hub is None:
+        return
+    problem = None
+    try:
+        url = huggingface_hub.hf_hub_url(card.hub, "config.json")
+        huggingface_hub.get_hf_file_metadata(url, timeout=timeout)
+    except huggingface_hub.errors.HfHubHTTPError as error:
+        problem = _refusal(name, card, error)
+    except Exception:  # each HTTP library has its own kinds of "no answer"
+        problem = _no_connection(name)
+    if problem is not None:
+        raise problem
+
+
+def weights_cached(name: str) -> bool:
+    """Whether the weights of an encoder lie in the cache of Hugging Face, ready without a network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    hub = encoder_card(name).hub
+    files = ("model.safetensors", "pytorch_model.bin")
+    return hub is not None and any(
+        isinstance(try_to_load_from_cache(hub, file), str) for file in files
+    )
+
+
+# Messages below never quote the text of a request: it may hold the token.
+def _refusal(name: str, card: EncoderCard, error: HfHubHTTPError) -> UserError:
+    """Say why Hugging Face does not hand the weights over."""
+    from huggingface_hub import errors, get_token
+
+    instead = f"or set encoder.name to '{UNGATED}', which is not gated"
+    if isinstance(error, errors.GatedRepoError):
+        if not get_token():
+            return UserError(
+                f"encoder '{name}' is gated and no Hugging Face token is present: accept its "
+                f"licence at {card.page} and set HF_TOKEN to a token of that account, {instead}"
+            )
+        return UserError(
+            f"encoder '{name}' is gated and the account of the token in HF_TOKEN has no access: "
+            f"accept the licence at {card.page} and wait for the approval, {instead}"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(
+            f"encoder '{name}': {card.page} does not exist or is private: correct encoder.name, "
+            f"{instead}"
+        )
+    status = error.response.status_code
+    found = f"encoder '{name}': Hugging Face answers {status} for {card.hub}"
+    if status == 401:
+        return UserError(f"{found}: put a valid token into HF_TOKEN, {instead}")
+    if status == 403:
+        return UserError(
+            f"{found}: let the token in HF_TOKEN read public gated repositories, {instead}"
+        )
+    return Unreachable(f"{found}: try again later, {instead}")
+
+
+def _no_connection(name: str) -> Unreachable:
+    from huggingface_hub import constants
+
+    return Unreachable(
+        f"the weights of encoder '{name}' are not in {constants.HF_HUB_CACHE} and huggingface.co "
+        "cannot be reached: connect once, copy that folder from a computer that has them, or set "
+        "encoder.name to 'filterbank', which needs no weights"
+    )
+
+
+def _failure(name: str, card: EncoderCard, error: Exception) -> UserError:
+    """Say why timm could not build or download a model."""
+    from huggingface_hub import errors, get_token
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refusal(name, card, error)
+    if isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)):
+        return _no_connection(name)
+    text = (str(error).splitlines() or [""])[0].replace(get_token() or "\0", "***")
+    return UserError(
+        f"encoder '{name}' could not be loaded through timm ({type(error).__name__}: {text}): "
+        "name a Vision Transformer that timm.list_models() lists, or set encoder.name to "
+        "'filterbank', which needs no weights"
+    )
+
+
 def load_encoder(name: str) -> nn.Module:
     """Return a frozen encoder in evaluation mode.
 
     Parameters
     ----------
     name
-        ``filterbank``, ``virchow2`` or any Vision Transformer known to timm.
+        A name in `ENCODERS`, or ``timm:<name>`` for another Vision Transformer of timm.
 
     Returns
     -------
-    Module with attribute ``channels`` that maps uint8 [B, 224, 224, 3] to float [B, C, 16, 16].
+    Module with attribute ``channels`` that maps uint8 [B, 224, 224, 3] to float32 [B, C, 16, 16].
 
     Raises
     ------
     UserError
-        The model is unknown, gated without access, or not a Vision Transformer.
+        The encoder is unknown, gated without access, out of reach, or not a Vision Transformer.
     """
     encoder = FilterBank() if name == "filterbank" else TimmTokens(name)
     return encoder.eval().requires_grad_(False)
@@ -232,7 +593,12 @@ def dihedral(x: Tensor, element: int, dims: tuple[int, int]) -> Tensor:
 
 
 def cache_tokens(
-    store_path: Path, path: Path, settings: EncoderSettings, *, seed: int = 0, batch: int = 4
+    store_path: Path,
+    path: Path,
+    settings: EncoderSettings,
+    *,
+    seed: int = 0,
+    batch: int | None = None,
 ) -> None:
     """Encode every view of every patch of a section once.
 
@@ -246,38 +612,82 @@ def cache_tokens(
     settings
         Encoder name and views.
     seed
-        Seed of the colour jitter.
+        Seed of the colour jitter, which does not depend on ``batch``.
     batch
-        Patches encoded together.
+        Images encoded together. Default: 4 on a CPU, what half of the free memory holds on a GPU.
+
+    Raises
+    ------
+    UserError
+        The encoder cannot be loaded, or a token does not fit float16 (65,504) or is undefined.
     """
     store = PatchStore(store_path)
     encoder = load_encoder(settings.name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
     jitter = _colour_jitter(settings) if settings.jitter_views else None
-    shape = (len(store), len(views(settings)), encoder.channels, TOKEN_GRID, TOKEN_GRID)
-    starts = range(0, len(store), batch)
+    each = views(settings)
+    shape = (len(store), len(each), encoder.channels, TOKEN_GRID, TOKEN_GRID)
     with building(path) as partial, torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
+        batch = batch or _images_at_once(encoder, device)
         group = zarr.open_group(partial, mode="w")
         tokens = group.create_array(
             "tokens", shape=shape, chunks=(1, *shape[1:]), dtype="float16", compressors=None
         )
-        group.attrs.update(
-            encoder=settings.name, channels=encoder.channels, views=views(settings), seed=seed
-        )
+        group.attrs.update(encoder=settings.name, channels=encoder.channels, views=each, seed=seed)
+        step = max(1, batch // len(each))
+        starts = range(0, len(store), step)
+
+        def write(start: int, encoded: Tensor) -> None:
+            if not torch.isfinite(encoded).all():
+                raise UserError(
+                    f"encoder '{settings.name}' gives tokens beyond the range of float16, or "
+                    f"undefined ones, for {store_path}: take another encoder.name"
+                )
+            tokens[start : start + step] = encoded.unflatten(0, (-1, len(each))).cpu().numpy()
+
+        # A GPU encodes one block while the block before it is written.
+        waiting: tuple[int, Tensor] | None = None
         for start in track(starts, f"encoding {store.patient}", "batch"):
-            images = torch.from_numpy(store.images[start : start + batch])
-            encoded = []
-            for j, turn in views(settings):
-                if turn == 0:
-                    coloured = images if j == 0 else jitter(images)
-                view = dihedral(coloured, turn, (1, 2)).to(device)
-                encoded.append(encoder(view).half().cpu())
-            tokens[start : start + batch] = torch.stack(encoded, dim=1).numpy()
+            patches = torch.from_numpy(store.images[start : start + step])
+            images = torch.cat([_views_of(patch, each, jitter) for patch in patches])
+            encoded = torch.cat([encoder(b.to(device)).half() for b in images.split(batch)])
+            if waiting is not None:
+                write(*waiting)
+            waiting = start, encoded
+        if waiting is not None:
+            write(*waiting)
 
 
-def _colour_jitter(settings: EncoderSettings):
+def _views_of(
+    patch: Tensor, each: list[tuple[int, int]], jitter: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Augmented views uint8 [views, 224, 224, 3] of one patch [224, 224, 3]."""
+    turned = []
+    for j, turn in each:
+        if turn == 0:
+            coloured = jitter(patch[None]) if j else patch[None]
+        turned.append(dihedral(coloured, turn, (1, 2)))
+    return torch.cat(turned)
+
+
+def _images_at_once(encoder: nn.Module, device: torch.device, trial: int = 8) -> int:
+    """Images to encode together; on a GPU, from the memory that a few take."""
+    if device.type != "cuda":
+        return 4
+    blank = torch.zeros(trial, PATCH_PX, PATCH_PX, 3, dtype=torch.uint8, device=device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    encoder(blank)
+    taken = (torch.cuda.max_memory_allocated(device) - before) / trial
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    # Larger batches than 256 only take memory: the matrix units are busy long before.
+    return int(min(max(free / 2 / taken, 1), 256))
+
+
+def _colour_jitter(settings: EncoderSettings) -> Callable[[Tensor], Tensor]:
     declare_torchvision_ops()
     from torchvision.transforms import ColorJitter
 

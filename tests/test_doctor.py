@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import h5py
-import huggingface_hub
 import numpy as np
 import pytest
 from spaceranger import write_outs
 
-from sparsity_trap import doctor
-from sparsity_trap.config import UserError, load_preset
+from sparsity_trap import doctor, encoders
+from sparsity_trap.config import Genes, UserError, load_preset
 from sparsity_trap.genes import PANEL
 
 
@@ -151,23 +150,83 @@ def test_disk(tmp_path):
     assert row.state == "warn"
 
 
-def test_gated_weights(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    (row,) = doctor.encoder("virchow2")
-    assert row.state == "FAIL" and "HF_TOKEN" in row.mend
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a-secret")
-    (row,) = doctor.encoder("virchow2")
-    assert row.state == "ok" and "a-secret" not in str(row)
+def test_weights(monkeypatch):
+    answer: list[Exception | None] = []
 
-    def no_connection(repo):
-        raise OSError("a-secret")
+    def check_access(name):
+        if answer[0] is not None:
+            raise answer[0]
 
-    monkeypatch.setattr(huggingface_hub, "auth_check", no_connection)
-    (row,) = doctor.encoder("virchow2", online=True)
-    assert row.state == "warn" and "a-secret" not in str(row)
-    monkeypatch.setattr(huggingface_hub, "auth_check", lambda repo: None)
-    (row,) = doctor.encoder("virchow2", online=True)
-    assert row.state == "ok"
+    monkeypatch.setattr(encoders, "check_access", check_access)
+    monkeypatch.setattr(encoders, "weights_cached", lambda name: False)
+
+    def row(name, error=None, **options):
+        answer[:] = [error]
+        (row,) = doctor._guarded("encoder", partial(doctor.encoder, name, **options))
+        return row
+
+    assert row("filterbank").state == "ok"
+    assert row("timm:vit_tiny_patch16_224").state == "ok"
+    assert "CC-BY-NC-ND" in row("virchow2").found and row("virchow2").state == "ok"
+    refused = row("virchow2", UserError("no token is present: accept the licence, set HF_TOKEN"))
+    assert refused == doctor.Row(
+        "encoder", "FAIL", "no token is present", "accept the licence, set HF_TOKEN"
+    )
+    unknown = row("virchow2", encoders.Unreachable("no network: connect"))
+    assert unknown == doctor.Row("encoder", "warn", "access unknown; no network", "connect")
+    wrong = row("virchow3")
+    assert wrong.state == "FAIL" and "'virchow3'" in wrong.found and "virchow2" in wrong.mend
+    quiet = row("virchow2", AssertionError("asked"), online=False)
+    assert quiet.state == "warn" and "--offline" in quiet.mend
+    monkeypatch.setattr(encoders, "weights_cached", lambda name: True)
+    assert row("virchow2", AssertionError("asked")).state == "ok"
+
+
+def with_panel(**genes):
+    return smoke().model_copy(update={"genes": Genes(**genes)})
+
+
+def test_panel_of_a_list(folder):
+    """Each symbol of the preset's list is looked for in each section."""
+    listed = folder / "genes.csv"
+    listed.write_text("gene\nPIGR\nMS4A1\n")
+    write_section(folder / "P3" / "outs", 3, genes=[*PANEL, "MS4A1"])
+    (folder / "cohort.yaml").write_text("patients: {P1: {outs: P1/outs}, P3: {outs: P3/outs}}")
+    rows = examine(folder, lambda: with_panel(panel=str(listed)))
+    assert "2 genes" in of(rows, "gene panel")[0].found
+    (one,), (two,) = of(rows, "P1 genes"), of(rows, "P3 genes")
+    assert one.state == "FAIL" and "1 of the 2" in one.found and "MS4A1" in one.found
+    assert "genes.panel" in one.mend
+    assert two.state == "ok"
+    listed.unlink()
+    rows = examine(folder, lambda: with_panel(panel=str(listed)))
+    assert of(rows, "gene panel")[0].state == "FAIL"
+
+
+def test_panel_of_variable_genes(folder, monkeypatch):
+    preset = with_panel(panel="variable", count=7)
+    monkeypatch.setattr(type(preset), "panel_file", folder / "panel.csv")
+    rows = examine(folder, lambda: preset)
+    assert "7 most variable genes" in of(rows, "gene panel")[0].found
+    for name in ("P1", "P2"):
+        (row,) = of(rows, f"{name} genes")
+        assert row.state == "ok" and f"at the data step among {len(PANEL)}" in row.found
+    (folder / "panel.csv").write_text("gene\nMS4A1\n")  # chosen, and then P1 was exchanged
+    rows = examine(folder, lambda: preset)
+    assert of(rows, "P1 genes")[0].state == "FAIL"
+
+
+def test_gpu_memory(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"card {i}")
+    free = [70e9, 3e9]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (free[i], 80e9))
+    idle, busy = doctor.gpu()
+    assert idle.state == "ok" and "card 0, 70 of 80 GB free" in idle.found
+    assert busy.state == "warn" and "3 of 80" in busy.found and busy.mend
 
 
 def test_label_maps(tmp_path, monkeypatch):
