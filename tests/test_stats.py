@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 from scipy import stats as scipy_stats
 
 from sparsity_trap import published, stats
@@ -134,7 +135,29 @@ def test_spearman_equals_scipy_with_ties():
     rng = np.random.default_rng(0)
     x, y = rng.integers(6, size=40), rng.normal(size=40)
     expected = scipy_stats.spearmanr(x, y)
-    assert stats.spearman(x, y) == pytest.approx((expected.statistic, expected.pvalue))
+    rho, p_value = stats.spearman(x, y)
+    assert rho == pytest.approx(expected.statistic)
+    assert stats.spearman_p_value(rho, 40) == pytest.approx(expected.pvalue)
+    # 9,999 permutations place a p-value of 0.1 within 0.003 (one standard error).
+    assert p_value == pytest.approx(expected.pvalue, abs=0.01)
+
+
+def test_permutation_p_value_equals_scipy_beyond_eight_genes():
+    rng = np.random.default_rng(4)
+    x = rng.integers(4, size=12)
+    y = x + rng.normal(0, 2, 12)
+    expected = scipy_stats.permutation_test(
+        (x,),
+        lambda order: scipy_stats.spearmanr(order, y).statistic,
+        permutation_type="pairings",
+        n_resamples=2000,
+        rng=1,
+    )
+    rho, p_value = stats.spearman(x, y)
+    assert rho == pytest.approx(expected.statistic)
+    assert 0.01 < p_value < 0.5
+    assert p_value == pytest.approx(expected.pvalue, abs=0.04)
+    assert stats.spearman(x, y, seed=1)[1] != p_value
 
 
 def test_spearman_of_few_genes_is_exact():
@@ -150,7 +173,7 @@ def test_planted_effect_is_recovered():
     result = stats.sparsity_association(table)
     delta = table["pcc_8um_poisson"] - table["pcc_8um_mse"]
     assert result.rho == pytest.approx(scipy_stats.spearmanr(table["sparsity"], delta).statistic)
-    assert result.p_value < 1e-4
+    assert result.p_value == pytest.approx(1e-4)  # no order of 9,999 is as extreme
     assert 0 < result.ci_low < result.rho < result.ci_high < 1
     assert result.n_genes == 50
     assert result.n_wins == (delta > 0).sum()
@@ -159,6 +182,81 @@ def test_planted_effect_is_recovered():
     assert result.without_category["n_genes"].sum() == 6 * 50
     assert result.by_category.iloc[-1]["n_wins"] == result.n_wins
     assert result.by_quartile["n_genes"].sum() == 50
+    without = result.without_category
+    assert (without["ci_low"] < without["rho"]).all()
+    assert (without["rho"] < without["ci_high"]).all()
+
+
+def test_partial_correlation_equals_regression_on_ranks():
+    rng = np.random.default_rng(1)
+    given = rng.lognormal(size=30)
+    x = given + rng.lognormal(size=30)
+    y = np.log(given) + rng.normal(0, 2, 30)
+    ranks = pd.DataFrame({"x": x, "y": y, "given": given}).rank()
+    fit = smf.ols("y ~ x + given", ranks).fit()
+    rho, p_value = stats.partial_spearman(x, y, given)
+    assert p_value == pytest.approx(fit.pvalues["x"])
+    t = fit.tvalues["x"]
+    assert rho == pytest.approx(t / np.sqrt(t**2 + 27))
+    assert stats.partial_spearman(x, y, np.log(given)) == (rho, p_value)
+
+
+def test_partial_correlation_removes_what_expression_explains():
+    rng = np.random.default_rng(0)
+    table = association_table()
+    expression = rng.normal(size=50)
+    table["mean_count"] = np.exp(expression)
+    table["sparsity"] = 0.8 - 0.03 * expression + rng.normal(0, 0.02, 50)
+    table["pcc_8um_poisson"] = table["pcc_8um_mse"] - 0.05 * expression + rng.normal(0, 0.03, 50)
+    result = stats.sparsity_association(table)
+    assert result.rho > 0.4 and result.p_value < 0.01
+    assert abs(result.partial_rho) < 0.35 and result.partial_p_value > 0.01
+    table.loc[:9, "mean_count"] = np.nan
+    part = table.iloc[10:]
+    assert stats.sparsity_association(table).partial_rho == pytest.approx(
+        stats.partial_spearman(
+            part["sparsity"], part["pcc_8um_poisson"] - part["pcc_8um_mse"], part["mean_count"]
+        )[0]
+    )
+
+
+def test_partial_correlation_is_undefined_without_own_variation():
+    table = association_table()
+    assert np.isnan(stats.sparsity_association(table).partial_rho)  # no mean_count
+    table["mean_count"] = 1 - table["sparsity"]  # the same order, reversed
+    result = stats.sparsity_association(table)
+    assert np.isnan(result.partial_rho) and np.isnan(result.partial_p_value)
+
+
+def test_sign_test_by_hand():
+    # One loss among five: 2 * (1 + 5) / 32.
+    assert stats.sign_test(np.array([1, 2, 3, 4, -9])) == pytest.approx(12 / 32)
+    assert stats.sign_test(np.array([1, 2, 3, 4, -9, 0, 0])) == pytest.approx(12 / 32)
+    assert np.isnan(stats.sign_test(np.zeros(5)))
+    table = association_table()
+    gain = np.linspace(0.1, 0.2, 50) * np.where(np.arange(50) < 48, 1, -1)
+    table["pcc_8um_poisson"] = table["pcc_8um_mse"] + gain
+    result = stats.sparsity_association(table)
+    assert result.sign_p_value == pytest.approx(2 * scipy_stats.binom.cdf(2, 50, 0.5))
+
+
+def test_other_metrics_have_their_own_row():
+    table = association_table()
+    rank = table["sparsity"].rank(pct=True)
+    table["ssim_2um_mse"], table["ssim_2um_poisson"] = 0.1, 0.1 + 0.3 * rank
+    table["d2_mse"], table["d2_poisson"] = -3.0, -3.0 - rank
+    table.loc[:4, "d2_poisson"] = np.nan
+    result = stats.sparsity_association(table)
+    rows = result.by_metric.set_index("metric")
+    assert list(rows.index) == ["pcc_8um", "ssim_2um", "d2"]
+    assert rows.loc["pcc_8um", ["rho", "p_value", "ci_low", "ci_high"]].tolist() == [
+        result.rho, result.p_value, result.ci_low, result.ci_high,
+    ]  # fmt: skip
+    assert rows.loc["ssim_2um", "rho"] == pytest.approx(1)
+    assert rows.loc["d2", "rho"] == pytest.approx(-1)
+    assert rows["n_genes"].tolist() == [50, 50, 45]
+    assert rows["n_wins"].tolist() == [result.n_wins, 50, 0]
+    assert result.n_genes == 50
 
 
 def test_without_category_exposes_an_effect_of_one_category():
@@ -208,6 +306,8 @@ def test_missing_values_are_dropped_and_counted(tmp_path):
         (lambda t: t.assign(sparsity=-0.5), "'sparsity' must lie between 0 and 1"),
         (lambda t: t.assign(pcc_8um_mse=-2.0), "'pcc_8um_mse' must lie between -1 and 1"),
         (lambda t: t.assign(pcc_8um_mse="high"), "'pcc_8um_mse' holds text"),
+        (lambda t: t.assign(d2_mse="high"), "'d2_mse' holds text"),
+        (lambda t: t.assign(mean_count=-1.0), "'mean_count' must lie between 0 and inf"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "'gene' repeats MT-ATP6: keep one row per gene"),
         (lambda t: t.iloc[:3], "3 complete rows.*at least 4 genes"),
     ],
@@ -220,6 +320,76 @@ def test_tables_that_cannot_be_used_are_refused(change, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="none.csv does not exist"):
         stats.sparsity_association(tmp_path / "none.csv")
+
+
+# --- mixed model ----------------------------------------------------------------------------------
+
+
+def gains(
+    n_patients: int = 3, n_seeds: int = 2, slope: float = 1.0, gene_sd: float = 0.05, seed: int = 0
+) -> pd.DataFrame:
+    """Gains with a known slope on sparsity and known variances of genes, patients and seeds."""
+    rng = np.random.default_rng(seed)
+    panel = panel_table()
+    category = dict(zip(PUBLISHED_SPARSITY, rng.normal(0, 0.03, 7), strict=True))
+    own = rng.normal(0, gene_sd, 50)
+    patients, seeds = rng.normal(0, 0.1, n_patients), rng.normal(0, 0.02, n_seeds)
+    rows = []
+    for g, (gene, kind, sparsity) in enumerate(panel.itertuples(index=False)):
+        for p, s in np.ndindex(n_patients, n_seeds):
+            delta = slope * sparsity + category[kind] + own[g] + patients[p] + seeds[s]
+            rows.append((gene, kind, sparsity, f"P{p}", s, delta + rng.normal(0, 0.03)))
+    return pd.DataFrame(rows, columns=["gene", "category", "sparsity", "patient", "seed", "delta"])
+
+
+@pytest.mark.parametrize("n_patients", [3, 6])
+def test_mixed_model_recovers_the_planted_slope(n_patients):
+    fits = [stats.mixed_model(gains(n_patients, seed=seed)) for seed in range(8)]
+    assert all(fit.converged and not fit.problem for fit in fits)
+    assert np.mean([fit.coefficient for fit in fits]) == pytest.approx(1, abs=0.15)
+    assert sum(fit.ci_low < 1 < fit.ci_high for fit in fits) >= 6
+    assert all(fit.p_value < 0.01 for fit in fits)
+    gene_sd = np.sqrt(np.mean([fit.variances["gene"] for fit in fits]))
+    residual_sd = np.sqrt(np.mean([fit.variances["residual"] for fit in fits]))
+    assert gene_sd == pytest.approx(0.05, rel=0.15)
+    assert residual_sd == pytest.approx(0.03, rel=0.1)
+    assert fits[0].fixed == (("patient", "seed") if n_patients == 3 else ("seed",))
+    assert ("patient" in fits[0].variances) == (n_patients == 6)
+    assert (fits[0].n_genes, fits[0].n_patients, fits[0].n_seeds) == (50, n_patients, 2)
+
+
+def test_mixed_model_takes_tables_put_together():
+    table = gains()
+    parts = [part.reset_index(drop=True) for _, part in table.groupby("patient")]
+    again = stats.mixed_model(pd.concat(parts))
+    assert again.coefficient == pytest.approx(stats.mixed_model(table).coefficient)
+
+
+def test_mixed_model_is_wider_than_a_regression_that_forgets_genes():
+    table = gains(n_seeds=3)
+    naive = smf.ols("delta ~ sparsity + C(patient) + C(seed)", table).fit()
+    fit = stats.mixed_model(table)
+    # Balanced and one sparsity per gene: the gene means carry all there is to know of the slope.
+    assert fit.coefficient == pytest.approx(naive.params["sparsity"], abs=0.3)
+    assert fit.ci_high - fit.ci_low > 1.5 * np.ptp(naive.conf_int().loc["sparsity"])
+
+
+def test_mixed_model_finds_no_slope_where_there_is_none():
+    p_values = [stats.mixed_model(gains(slope=0, seed=seed)).p_value for seed in range(12)]
+    assert sum(p < 0.05 for p in p_values) <= 3
+    assert stats.mixed_model(gains(slope=0, gene_sd=0, n_seeds=1)).n_seeds == 1
+
+
+def test_mixed_model_says_why_it_was_not_fitted():
+    one = stats.mixed_model(gains(n_patients=1))
+    assert "one patient" in one.problem
+    assert np.isnan(one.coefficient) and not one.converged
+    constant = stats.mixed_model(gains().assign(sparsity=0.9))
+    assert "singular" in constant.problem
+    few = stats.mixed_model(gains()[lambda t: t["gene"].isin(PANEL[:3])])
+    assert "Fewer than 4 genes" in few.problem
+    with pytest.raises(UserError, match="column 'seed' is missing"):
+        stats.mixed_model(gains().drop(columns="seed"))
 
 
 # --- published numbers ----------------------------------------------------------------------------
