@@ -26,7 +26,7 @@ from sparsity_trap.config import (
     first_problem,
     load_preset,
 )
-from sparsity_trap.visium_hd import SQUARE, Slide, fit_grid_to_pixels, open_slide
+from sparsity_trap.visium_hd import SQUARE, Slide, fit_grid_to_pixels, open_slide, read_region
 
 if TYPE_CHECKING:
     import h5py
@@ -44,6 +44,11 @@ _SCALE_TOLERANCE = 0.02
 #: Share of tissue bins that may lie outside the image. The capture area may reach over its edge:
 #: in the public section P2, 8 % of all bins and 0.06 % of tissue bins do.
 _OUTSIDE = 0.01
+
+#: Squares of the image that are compared with Space Ranger's downsized copy, their width in pixels
+#: of the copy (about 14 µm, so that rounding does not matter), the least correlation of their
+#: brightness, and the least s.d. of brightness (0-255) for a correlation to say anything.
+_SQUARES, _SQUARE_WIDTH, _LIKENESS, _CONTRAST = 150, 4, 0.7, 2.0
 
 
 class Section(BaseModel):
@@ -233,8 +238,11 @@ def content_hash(outs: Path | str) -> str:
     """Hash of a section's counts that survives copying, renaming and recompression.
 
     SHA-256 over the matrix's shape, its number of non-zeros and fixed blocks of its barcodes, row
-    pointers, gene indices and counts. Pixel positions and the image are left out on purpose: the
-    same section aligned again is still the same section.
+    pointers, gene indices and counts: of their values, not of the file's bytes, which differ with
+    the level of compression, the chunks and the type of numbers. Pixel positions and the image are
+    left out on purpose: the same section aligned again is still the same section. A matrix that
+    another run or program wrote with other bins, genes or order is not recognised; the image of
+    such a section is, by :func:`check_distinct`, unless that was saved anew too.
 
     Parameters
     ----------
@@ -293,7 +301,7 @@ def check_counts(name: str, section: Section) -> None:
     with _matrix(section.outs) as matrix:
         values, barcodes = _sample(matrix["data"]), _sample(matrix["barcodes"]).astype("S32")
         path = matrix.file.filename
-    wrong = values[(values < 0) | (values != np.floor(values))]
+    wrong = values[~np.isfinite(values) | (values < 0) | (values != np.floor(values))]
     if wrong.size:
         raise UserError(
             f"section {name}: {path} holds {wrong[0]:g}, which is not a count: give the raw UMI "
@@ -351,63 +359,115 @@ def check_image(name: str, slide: Slide, pixels: np.ndarray) -> None:
     """Raise ``UserError`` when the image cannot be the one the section was aligned to.
 
     All but a few tissue bins, ``pixels`` ``[2, bins]``, must lie inside it. Where Space Ranger's
-    downsized copy is at hand, its size and the recorded scale give the size of the original.
+    downsized copy is at hand, it must have been made from an image of this size and look the same:
+    scans of one instrument have one size, whatever is on them.
     """
-    with slide.open_image() as image:
-        size = np.array(image.shape[:2])
     remedy = (
         "give the full-resolution image that Space Ranger was run on for this section, not a "
         "resized copy or that of another"
     )
-    inside = ((pixels >= 0) & (pixels <= size[:, None] - 1)).all(axis=0).mean()
-    if 1 - inside > _OUTSIDE:
-        (y0, x0), (y1, x1) = pixels.min(1), pixels.max(1)
+    with slide.open_image() as image:
+        size = np.array(image.shape[:2])
+        inside = ((pixels >= 0) & (pixels <= size[:, None] - 1)).all(axis=0)
+        if 1 - inside.mean() > _OUTSIDE:
+            (y0, x0), (y1, x1) = pixels.min(1), pixels.max(1)
+            raise UserError(
+                f"section {name}: {1 - inside.mean():.0%} of tissue bins lie outside {slide.image} "
+                f"of {size[0]} x {size[1]} pixels (bins: rows {y0:.0f} to {y1:.0f}, columns "
+                f"{x0:.0f} to {x1:.0f}): {remedy}"
+            )
+        copy = downsized_copy(slide)
+        if copy is None:
+            return
+        picture, scale = copy
+        expected = np.array(picture.shape) / scale
+        # The copy's size is rounded to whole pixels, each of which is many of the original.
+        if (np.abs(size - expected) > 2 / scale).any():
+            raise UserError(
+                f"section {name}: {slide.image} has {size[0]} x {size[1]} pixels, but tissue_hires_"
+                f"image.png was made from {expected[0]:.0f} x {expected[1]:.0f}: {remedy}"
+            )
+        likeness = _likeness(image, picture, scale, pixels[:, inside])
+    if likeness < _LIKENESS:
         raise UserError(
-            f"section {name}: {1 - inside:.0%} of tissue bins lie outside {slide.image} of "
-            f"{size[0]} x {size[1]} pixels (bins: rows {y0:.0f} to {y1:.0f}, columns {x0:.0f} to "
-            f"{x1:.0f}): {remedy}"
-        )
-    expected = recorded_image_size(slide)
-    # The copy's size is rounded to whole pixels, each of which is many of the original.
-    if expected is not None and (np.abs(size - expected[0]) > 2 * expected[1]).any():
-        raise UserError(
-            f"section {name}: {slide.image} has {size[0]} x {size[1]} pixels, but tissue_hires_"
-            f"image.png was made from {expected[0][0]:.0f} x {expected[0][1]:.0f}: {remedy}"
+            f"section {name}: {slide.image} does not show what tissue_hires_image.png shows "
+            f"(correlation {likeness:.2f} in tissue): {remedy}"
         )
 
 
-def recorded_image_size(slide: Slide) -> tuple[np.ndarray, float] | None:
-    """Height and width of the image Space Ranger was run on, from its downsized copy.
+def downsized_copy(slide: Slide) -> tuple[np.ndarray, float] | None:
+    """Space Ranger's copy of the image it was run on, of up to 6000 pixels a side.
 
     Returns
     -------
-    Height and width in pixels, and how exact they are; None where no copy was kept.
+    Brightness, uint8 ``[height, width]``, and pixels of the copy per pixel of the image; None where
+    no copy was kept.
+
+    Raises
+    ------
+    UserError
+        The copy is damaged, or its scale is not a positive number.
     """
     import json
 
     from PIL import Image
 
     spatial = slide.positions_path.parent
-    copy = spatial / "tissue_hires_image.png"
-    scale = json.loads((spatial / "scalefactors_json.json").read_text()).get("tissue_hires_scalef")
-    if scale is None or not copy.is_file():
+    path, scales = spatial / "tissue_hires_image.png", spatial / "scalefactors_json.json"
+    scale = json.loads(scales.read_text()).get("tissue_hires_scalef")
+    if scale is None or not path.is_file():
         return None
-    with Image.open(copy) as image:
-        return np.array(image.size[::-1]) / scale, 1 / scale
+    if not isinstance(scale, int | float) or not 0 < scale < np.inf:
+        raise UserError(f"{scales}: tissue_hires_scalef is {scale}, no scale: copy it again")
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("L")), scale
+    except (OSError, SyntaxError) as error:  # both stand for damage in Pillow
+        raise UserError(
+            f"{path} is not a whole picture ({error}): copy it again, or delete it, which leaves "
+            "out the comparison with the image"
+        ) from None
+
+
+def _likeness(image: np.ndarray, copy: np.ndarray, scale: float, pixels: np.ndarray) -> float:
+    """Correlation of brightness between image and copy over squares on some of ``pixels``.
+
+    NaN where the copy is too even to tell, 0 where only the image is.
+    """
+    chosen = np.random.default_rng(0).integers(0, pixels.shape[1], _SQUARES)
+    first = (pixels[:, chosen].T * scale).astype(int) - _SQUARE_WIDTH // 2
+    first = first.clip(0, np.maximum(np.array(copy.shape) - _SQUARE_WIDTH, 0))
+    pairs = []
+    for row, col in first:
+        y0, y1, x0, x1 = (
+            round(edge / scale) for edge in (row, row + _SQUARE_WIDTH, col, col + _SQUARE_WIDTH)
+        )
+        # Weights of ITU-R 601, as in Pillow's conversion to brightness.
+        here = read_region(image, y0, y1, x0, x1).mean((0, 1)) @ (0.299, 0.587, 0.114)
+        there = copy[row : row + _SQUARE_WIDTH, col : col + _SQUARE_WIDTH].mean()
+        pairs.append((here, there))
+    here, there = np.transpose(pairs)
+    if there.std() < _CONTRAST:
+        return np.nan
+    if here.std() < _CONTRAST:
+        return 0.0
+    return float(np.corrcoef(here, there)[0, 1])
 
 
 def check_mask(name: str, section: Section, slide: Slide) -> None:
     """Raise ``UserError`` when the mask cannot be of the same field of view as the image."""
     if section.mask is None:
         return
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(section.mask) as mask:
+            mask.load()  # finds a picture that was cut short
             width, height = mask.size
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"section {name}: mask {section.mask} is not a picture ({error}): save it as PNG"
+            f"section {name}: mask {section.mask} is not a whole picture of usual size ({error}): "
+            "save it as PNG, of at most 10,000 pixels a side"
         ) from None
     with slide.open_image() as image:
         ratio = image.shape[0] / image.shape[1]

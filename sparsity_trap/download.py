@@ -1,9 +1,11 @@
 """Download the public colorectal sections: ``python -m sparsity_trap.download [P1 P2 P5]``.
 
 Per patient, the full-resolution H&E (11 to 14 GB) and, out of an archive of about 16 GB, the 2 µm
-matrix and its ``spatial`` folder. The archive is unpacked while it arrives and never stored.
+matrix and its ``spatial`` folder. The archive is unpacked while it arrives and never stored. Last,
+where the server has it, ``feature_slice.h5``: maps of single genes, which are read faster than the
+matrix and hold nothing else.
 
-A download that breaks off goes on where it stopped. The image does so in a later call too; the
+A download that breaks off goes on where it stopped. Single files do so in a later call too; the
 archive only within one call, since a gzip stream cannot be entered in the middle: a later call reads
 it from its beginning, but members that were finished are not written again.
 
@@ -42,19 +44,23 @@ class DataSet(NamedTuple):
     """A public section. Its files lie at ``<base>/<name>/<name>_<file>``."""
 
     name: str
-    confirmed: bool  # public download scripts use this address
+    confirmed: bool  # public download scripts use this address for image and archive
 
 
-#: The one table of addresses. They could not be tried from where this was written: that of P5 is
-#: confirmed by public download scripts, those of P1 and P2 follow the same pattern and are not
-#: certain. Public scripts also use "Visium_HD_Human_Colon_Cancer", without a suffix: that is P2
-#: again, not a fourth patient.
+#: The one table of addresses. They could not be tried from where this was written. Public download
+#: scripts use those of P5 and P2; for P1 they use that of the archive, and the image's follows the
+#: same pattern and is not certain. Public scripts also use "Visium_HD_Human_Colon_Cancer", without
+#: a suffix: that is P2 again, not a fourth patient.
 DATA_SETS = {
     "P1": DataSet("Visium_HD_Human_Colon_Cancer_P1", confirmed=False),
-    "P2": DataSet("Visium_HD_Human_Colon_Cancer_P2", confirmed=False),
+    "P2": DataSet("Visium_HD_Human_Colon_Cancer_P2", confirmed=True),
     "P5": DataSet("Visium_HD_Human_Colon_Cancer_P5", confirmed=True),
 }
 IMAGE, ARCHIVE = "tissue_image.btf", "binned_outputs.tar.gz"
+
+#: Public scripts list this file for all three sections, with the same pattern. Its address is the
+#: least certain of all, and a section is whole without it.
+SLICES = "feature_slice.h5"
 
 _KEPT_FOLDER = "binned_outputs/square_002um/"
 _REQUIRED = tuple(
@@ -92,7 +98,7 @@ def download(patient: str, to: Path, base: str = BASE) -> Path:
     Raises
     ------
     UserError
-        Unknown patient; a file cannot be had; no space; a file differs from its recorded checksum;
+        Unknown patient; a file that is needed cannot be had; no space; a file differs from its recorded checksum;
         the archive is unsafe or incomplete.
     """
     if patient not in DATA_SETS:
@@ -105,8 +111,9 @@ def download(patient: str, to: Path, base: str = BASE) -> Path:
     record = Record(to / patient / "download.json")
     address = f"{base.rstrip('/')}/{data_set.name}/{data_set.name}_"
     hint = "" if data_set.confirmed else _uncertain(patient, outs)
-    _get_image(outs, record, address + IMAGE, hint)
+    _get_file(outs, IMAGE, record, address + IMAGE, hint)
     _get_matrix(outs, record, address + ARCHIVE, hint)
+    _get_slices(outs, record, address + SLICES)
     return outs
 
 
@@ -115,6 +122,10 @@ def _uncertain(patient: str, outs: Path) -> str:
         f"; the address of {patient} is not certain: look up 'Visium HD Human Colorectal Cancer' "
         f"at 10xgenomics.com/datasets and put the files into {outs} by hand, or give --base"
     )
+
+
+class Absent(UserError):
+    """The server does not have a file."""
 
 
 class Record:
@@ -173,12 +184,12 @@ class Record:
         return True
 
 
-def _get_image(outs: Path, record: Record, url: str, hint: str) -> None:
-    target, partial = outs / IMAGE, outs / f"{IMAGE}.part"
-    if IMAGE in record.entries and record.has(outs, IMAGE):
+def _get_file(outs: Path, name: str, record: Record, url: str, hint: str = "") -> None:
+    target, partial = outs / name, outs / f"{name}.part"
+    if name in record.entries and record.has(outs, name):
         return
     with Remote(url, hint) as remote:
-        if record.has(outs, IMAGE, remote.size):
+        if record.has(outs, name, remote.size):
             return
         # A part of another version of the file must not be continued.
         if record.entries.get(partial.name) != remote.version:
@@ -195,7 +206,19 @@ def _get_image(outs: Path, record: Record, url: str, hint: str) -> None:
         remote.skip_to(have)
         with partial.open("ab") as file:
             _copy(remote, file, digest)
-    record.finish(outs, IMAGE, partial, digest.hexdigest())
+    record.finish(outs, name, partial, digest.hexdigest())
+
+
+def _get_slices(outs: Path, record: Record, url: str) -> None:
+    """Get the optional file; a server without it is noted, and not asked again."""
+    absent = f"{SLICES} absent"
+    if record.entries.get(absent) == url:
+        return
+    try:
+        _get_file(outs, SLICES, record, url)
+    except Absent as error:
+        record.set(absent, url)
+        print(f"note: {error}; the matrix holds all that is needed", file=sys.stderr)
 
 
 def _get_matrix(outs: Path, record: Record, url: str, hint: str) -> None:
@@ -340,7 +363,9 @@ class Remote:
                 return call(*args, **kwargs)
             except urllib.error.HTTPError as error:
                 if error.code < 500:  # asking again would give the same answer
-                    raise UserError(
+                    # Storage behind such servers often says 403 of a file that does not exist.
+                    kind = Absent if error.code in (403, 404, 410) else UserError
+                    raise kind(
                         f"{self.url} cannot be had (HTTP {error.code} {error.reason})"
                         f"{self._hint or ': check the address in sparsity_trap/download.py'}"
                     ) from None

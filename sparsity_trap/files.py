@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sparsity_trap.config import UserError
+
+_FULL = "free some space, or make {} a link to a folder on a larger disk"
+_CLOSED = "make {} writable for you, or a link to a folder that is"
+
+#: What the user can do about an error of the operating system while writing to a folder.
+_REMEDY = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "raise the limit on file size (ulimit -f), or make {} a link to another disk",
+    errno.EROFS: _CLOSED,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+}
 
 
 @contextmanager
@@ -15,11 +33,16 @@ def building(path: Path) -> Iterator[Path]:
 
     Works for a file or a folder, which the block creates under the name it is given. A failed
     block leaves ``path`` as it was and the temporary removed.
+
+    Raises
+    ------
+    UserError
+        The disk is full, a limit on size is reached, or the folder may not be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(partial)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
         yield partial
         if path.is_dir():
             # A folder cannot replace another in one step: set the old one aside first.
@@ -29,8 +52,53 @@ def building(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(partial, path)
+    except BaseException as error:
+        _wait_for_zarr()
+        code = _os_error(error, path.parent)
+        if code is None:
+            raise
+        remedy = _REMEDY[code].format(path.parent)
+        raise UserError(f"{path} cannot be written ({os.strerror(code)}): {remedy}") from error
     finally:
         _remove(partial)
+
+
+def _os_error(error: BaseException | None, folder: Path) -> int | None:
+    """Number of the operating system's error behind an exception, if ``_REMEDY`` knows it.
+
+    Not one about a file elsewhere, such as an input that may not be read.
+    """
+    while error is not None and not isinstance(error, UserError):
+        code = getattr(error, "errno", None)
+        if code is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+            code = int(match[1])  # safetensors says it in words only
+        if re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+            code = errno.ENOSPC  # numpy does not say why
+        if code in _REMEDY:
+            file = Path(getattr(error, "filename", None) or folder)
+            return code if folder.is_relative_to(file) or file.is_relative_to(folder) else None
+        # anndata and others raise errors of their own on the way.
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _wait_for_zarr() -> None:
+    """Wait for chunks that zarr is still writing.
+
+    When one chunk fails, zarr raises at once and goes on writing the others in its own thread,
+    which would make a folder that was just removed again. It has no public function to wait with.
+    """
+    if "zarr" not in sys.modules:
+        return
+    import asyncio
+
+    from zarr.core.sync import sync
+
+    async def others() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    sync(others())
 
 
 def _remove(path: Path) -> None:

@@ -113,6 +113,26 @@ def test_hash_knows_a_copy_under_another_name_and_storage(folder, tmp_path):
     assert content_hash(copy) == content_hash(first) != content_hash(folder / "P2" / "outs")
 
 
+@pytest.mark.parametrize("storage", [{"compression": "gzip", "compression_opts": 9}, {}])
+def test_hash_is_of_values_not_of_bytes(folder, tmp_path, storage):
+    """The public section P2 has a second address: the same counts in a file of other bytes."""
+    shutil.copytree(folder / "P1", tmp_path / "again")
+    first, again = matrix(folder / "P1" / "outs"), matrix(tmp_path / "again" / "outs")
+    with h5py.File(again, "r+") as file:
+        for name in ("data", "indices", "indptr", "barcodes"):
+            values = file[f"matrix/{name}"][:]
+            del file[f"matrix/{name}"]
+            file["matrix"].create_dataset(name, data=values, chunks=(77,), **storage)
+    assert again.read_bytes() != first.read_bytes()
+    assert content_hash(tmp_path / "again" / "outs") == content_hash(folder / "P1" / "outs")
+    path = write(
+        folder, f"patients: {{P2: {{outs: P1/outs}}, P9: {{outs: {tmp_path}/again/outs}}}}"
+    )
+    Image.new("RGB", (64, 64)).save(tmp_path / "again" / "outs" / "tissue_image.tif")
+    with pytest.raises(UserError, match="sections P2 and P9 are the same section.*P2 again"):
+        check_cohort(load_cohort(path))
+
+
 def test_hash_samples_long_arrays(folder, monkeypatch):
     monkeypatch.setattr(cohorts, "_BLOCK", 2)
     outs = folder / "P1" / "outs"
@@ -138,12 +158,21 @@ def test_same_image_for_two_patients(folder):
         check(folder)
 
 
-def test_normalised_values(folder):
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (np.log1p, r"0\.693147"),
+        (lambda counts: counts - 1.0 - (counts == 1), "-1"),
+        (lambda counts: np.where(counts > 1, np.inf, counts), "inf"),
+        (lambda counts: np.where(counts > 1, np.nan, counts), "nan"),
+    ],
+)
+def test_normalised_values(folder, change, found):
     with h5py.File(matrix(folder / "P2" / "outs"), "r+") as file:
-        values = np.log1p(file["matrix/data"][:])
+        values = change(file["matrix/data"][:])
         del file["matrix/data"]
         file["matrix/data"] = values.astype("float32")
-    with pytest.raises(UserError, match=r"section P2.*0\.693147, which is not a count.*raw UMI"):
+    with pytest.raises(UserError, match=f"section P2.* {found}, which is not a count.*raw UMI"):
         check(folder)
 
 
@@ -191,6 +220,59 @@ def test_image_of_another_size_than_space_ranger_saw(folder):
         check(folder)
 
 
+@pytest.fixture
+def scans(folder):
+    """Two sections in scans of one size, each with Space Ranger's downsized copy of its own."""
+    rows, cols = np.indices((160, 160))
+    for seed, name in enumerate(["P1", "P2"]):
+        outs = folder / name / "outs"
+        shutil.rmtree(outs)
+        stripes = 60 * np.sin((rows, cols)[seed] / 9)
+        noise = np.random.default_rng(seed).normal(0, 10, (160, 160))
+        picture = np.clip(150 + stripes + noise, 0, 255).astype(np.uint8)
+        write_section(outs, seed, image=np.stack([picture] * 3, axis=-1))
+        Image.fromarray(picture).resize((40, 40)).save(spatial(outs) / "tissue_hires_image.png")
+        path = spatial(outs) / "scalefactors_json.json"
+        scales = json.loads(path.read_text())
+        path.write_text(json.dumps(scales | {"tissue_hires_scalef": 0.25}))
+    return folder
+
+
+def test_images_of_two_sections_in_place_of_each_other(scans):
+    """Files of one size, each on its own a possible image of either section."""
+    check(scans)
+    first, second = (scans / name / "outs" / "tissue_image.tif" for name in ("P1", "P2"))
+    write(
+        scans,
+        f"patients: {{P1: {{outs: P1/outs, image: {second}}}, "
+        f"P2: {{outs: P2/outs, image: {first}}}}}",
+    )
+    with pytest.raises(
+        UserError, match=r"section P1: .*P2.*image\.tif does not show what .*hires.*: give the full"
+    ):
+        check(scans)
+
+
+def test_even_pictures(scans):
+    """Empty glass is not what the copy shows; an even copy tells nothing."""
+    outs = scans / "P1" / "outs"
+    Image.new("RGB", (160, 160), "white").save(outs / "tissue_image.tif")
+    with pytest.raises(UserError, match="section P1: .*does not show what .*correlation 0.00"):
+        check(scans)
+    Image.new("RGB", (40, 40), "white").save(spatial(outs) / "tissue_hires_image.png")
+    check(scans)
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", '"0.1"', "NaN", "Infinity"])
+def test_impossible_scale_of_the_copy(scans, scale):
+    path = spatial(scans / "P2" / "outs") / "scalefactors_json.json"
+    path.write_text(path.read_text().replace("0.25", scale))
+    with pytest.raises(
+        UserError, match=r"scalefactors_json.json: tissue_hires_scalef is .*copy it"
+    ):
+        check(scans)
+
+
 def test_mask_has_the_shape_of_the_image(folder):
     path = write(folder, "patients: {P1: {outs: P1/outs, mask: mask.png}, P2: {outs: P2/outs}}")
     Image.new("L", (32, 32)).save(folder / "mask.png")
@@ -198,8 +280,22 @@ def test_mask_has_the_shape_of_the_image(folder):
     Image.new("L", (32, 20)).save(folder / "mask.png")
     with pytest.raises(UserError, match="section P1: mask .* 20 x 32 .*whole image"):
         check_cohort(load_cohort(path))
-    (folder / "mask.png").write_text("none")
-    with pytest.raises(UserError, match="not a picture"):
+
+
+@pytest.mark.parametrize("spoil", ["text", "cut", "huge"])
+def test_mask_is_a_whole_picture(folder, spoil, monkeypatch):
+    mask = folder / "mask.png"
+    path = write(folder, "patients: {P1: {outs: P1/outs, mask: mask.png}, P2: {outs: P2/outs}}")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(mask)
+    check_cohort(load_cohort(path))
+    if spoil == "text":
+        mask.write_text("none")
+    elif spoil == "cut":
+        mask.write_bytes(mask.read_bytes()[:2000])
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="section P1: mask .*mask.png is not a whole picture"):
         check_cohort(load_cohort(path))
 
 

@@ -32,6 +32,7 @@ OTHER = {
     "binned_outputs/square_016um/spatial/tissue_positions.parquet": BYTES(1_000_000),
 }
 IMAGE = BYTES(400_000)
+SLICES = BYTES(200_000)
 
 
 def archive(members):
@@ -54,6 +55,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.cut, self.requests, self.ranges = {}, {}, [], True
+        self.refusal = 404
         self.base = f"http://127.0.0.1:{self.server_port}/samples"
 
     def put(self, file, content, name=NAME):
@@ -73,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         server.requests.append((self.command, self.path.rsplit("/")[-1], wanted))
         if content is None:
-            self.send_error(404)
+            self.send_error(server.refusal)
             return
         etag = f'"{hashlib.md5(content).hexdigest()}"'
         start = 0
@@ -132,6 +134,44 @@ def test_only_what_is_needed_is_kept(server, tmp_path):
     for name, content in files_in(outs).items():
         sha256 = hashlib.sha256(content).hexdigest()
         assert record[name] == {"bytes": len(content), "sha256": sha256}
+
+
+def test_optional_file_is_kept_where_there_is_one(server, tmp_path, capsys):
+    server.put("feature_slice.h5", SLICES)
+    cut(server, "feature_slice.h5", 50_000)
+    outs = download("P5", tmp_path, server.base)
+    whole = KEPT | {"tissue_image.btf": IMAGE, "feature_slice.h5": SLICES}
+    assert files_in(outs) == whole
+    assert gets(server, "feature_slice.h5") == [None, "bytes=50000-"]
+    record = json.loads((tmp_path / "P5" / "download.json").read_text())
+    assert record["feature_slice.h5"]["sha256"] == hashlib.sha256(SLICES).hexdigest()
+    assert "note" not in capsys.readouterr().err
+    server.requests.clear()
+    download("P5", tmp_path, server.base)
+    assert server.requests == []
+    (outs / "feature_slice.h5").write_bytes(SLICES[:-1])
+    with pytest.raises(UserError, match="feature_slice.h5 has changed .* delete it"):
+        download("P5", tmp_path, server.base)
+
+
+@pytest.mark.parametrize("refusal", [403, 404, 410])
+def test_missing_optional_file_is_a_note(server, tmp_path, capsys, refusal):
+    server.refusal = refusal
+    outs = download("P5", tmp_path, server.base)
+    assert files_in(outs) == KEPT | {"tissue_image.btf": IMAGE}
+    note = f"P5_feature_slice.h5 cannot be had (HTTP {refusal}"
+    assert capsys.readouterr().err.count(note) == 1
+    server.requests.clear()
+    download("P5", tmp_path, server.base)
+    assert server.requests == [] and note not in capsys.readouterr().err
+
+
+def test_other_refusals_of_the_optional_file_are_no_note(server, tmp_path):
+    server.refusal = 429  # too many requests: it may well be there
+    with pytest.raises(UserError, match="feature_slice.h5 cannot be had .HTTP 429"):
+        download("P5", tmp_path, server.base)
+    server.put("feature_slice.h5", SLICES)
+    assert (download("P5", tmp_path, server.base) / "feature_slice.h5").read_bytes() == SLICES
 
 
 def test_names_may_begin_with_a_dot(server, tmp_path):
