@@ -7,8 +7,10 @@ everywhere (Okabe-Ito palette, safe for colour-blind readers).
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Sequence
+from importlib.resources import files
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -511,23 +513,53 @@ def sparsity_browser(table: pd.DataFrame, source: str):
     )
     if source in MARKS:
         figure.add_annotation(
-            text=MARKS[source], xref="paper", yref="paper", x=0, y=1.07, showarrow=False,
-            font={"size": 10, "color": "#A32020"},
+            text=MARKS[source], xref="paper", yref="paper", x=0, y=1, showarrow=False,
+            xanchor="left", yanchor="top", bgcolor="white", font={"size": 10, "color": "#A32020"},
         )  # fmt: skip
     return figure
 
 
-def show(figure, name: str):
-    """Display a plotly figure: in the book from one shared script, elsewhere self-contained."""
-    from IPython.display import HTML
+def show(figure, name: str, gene_page: str = ""):
+    """Display a plotly figure: in the book from one shared script, elsewhere self-contained.
 
-    in_book = "SPARSITY_TRAP_BOOK" in os.environ
+    Parameters
+    ----------
+    figure
+        The plotly figure.
+    name
+        Tells the figures of a page apart.
+    gene_page
+        Page with the gene browser, such as ``05_rescue.html``; a click on a point, whose custom
+        data begin with the gene, opens the gene there.
+    """
+    from IPython.display import HTML
+    from plotly.offline import get_plotlyjs
+
+    plot = {
+        "id": f"plot-{name}",
+        "figure": json.loads(figure.to_json()),
+        "config": {
+            "displaylogo": False,
+            "responsive": True,
+            # The first would send the plot to another host.
+            "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
+        },
+        "gene_page": gene_page,
+    }
+    if "SPARSITY_TRAP_BOOK" in os.environ:
+        # The book's extension makes this file; it draws what is queued.
+        library = '<script defer src="../../_assets/plotly.js"></script>'
+    else:
+        draw = files("sparsity_trap").joinpath("assets", "plots.js").read_text(encoding="utf8")
+        library = f"<script>{get_plotlyjs()}</script><script>{draw}drawSparsityPlots();</script>"
+    content = json.dumps(plot).replace("</", "<\\/")
+    height = figure.layout.height or 450
     return HTML(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs="../../_assets/plotly.min.js" if in_book else True,
-            include_mathjax=False,
-            div_id=f"plot-{name}",
-            config={"displaylogo": False, "responsive": True},
-        )
+        # The dark theme would put a light ground under the plot.
+        "<style>.text_html:has(> .interactive-plot)"
+        "{padding: 0 !important; background: none !important}</style>"
+        f'<div id="plot-{name}" class="interactive-plot" style="min-height: {height}px">'
+        "<noscript>This plot needs scripts; a picture on this page shows the same data.</noscript>"
+        f"</div><script>(window.sparsityPlots = window.sparsityPlots || []).push({content});"
+        f"</script>{library}"
     )

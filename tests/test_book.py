@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import subprocess
@@ -122,6 +124,50 @@ def test_banner_and_footer_name_the_source(tmp_path, monkeypatch, source, banner
     assert "commit 0123456789ab" in footer and "2 &lt;x&gt;" in footer
 
 
+def test_plotly_is_shipped_compressed_and_complete(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    from plotly.offline import get_plotlyjs
+    from sparsity_trap_book import plotly_script
+
+    script = plotly_script()
+    assert len(script) < 1_900_000
+    length, packed = re.search(r'\}\)\("(\d+):([^"\\\s]+)"\);\s*$', script).groups()
+    unpacked = gzip.decompress(base64.b85decode(packed)[: int(length)])
+    assert unpacked.decode() == get_plotlyjs()
+    assert script.index("drawSparsityPlots = function") < script.index(packed)
+
+
+def test_end_of_build_puts_viewers_beside_the_pages_and_drops_unused_icons(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    from sparsity_trap_book import add_assets
+
+    source, built = tmp_path / "book" / "executed" / "viewer", tmp_path / "html"
+    app = SimpleNamespace(
+        srcdir=tmp_path, outdir=built, builder=SimpleNamespace(format="html"),
+        config=SimpleNamespace(sparsity_trap_executed="book/executed"),
+    )  # fmt: skip
+    source.mkdir(parents=True)
+    (source / "PIGR-mse.png").write_bytes(b"1")
+    stale = built / "book" / "executed" / "viewer" / "ACTB-mse.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    page = built / "page.html"
+    page.write_text(
+        '<link href="_static/vendor/fontawesome/6.5.2/css/all.min.css" rel="stylesheet" />'
+        '<link rel="preload" as="font" href="_static/vendor/fontawesome/6/fa-solid-900.woff2" />\n'
+        '<link rel="preload" as="font" href="_static/vendor/fontawesome/6/fa-brands-400.woff2" />\n'
+        '<script src="_static/vendor/fontawesome/6.5.2/js/all.min.js?digest=1"></script>\n'
+        '<script src="_static/doctools.js"></script>'
+    )
+    add_assets(app, None)
+    assert [Path(url).name for url in Loads(page).urls] == [
+        "all.min.css", "fa-solid-900.woff2", "doctools.js",
+    ]  # fmt: skip
+    assert [path.name for path in stale.parent.iterdir()] == ["PIGR-mse.png"]
+    assert (built / "_assets" / "plotly.js").is_file()
+    assert not (built / "_static").exists()
+
+
 def toc_files(node) -> list[str]:
     """Every file named in the table of contents, in order."""
     if isinstance(node, list):
@@ -184,6 +230,8 @@ class Loads(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
+        if tag == "link" and values.get("rel") not in {"stylesheet", "preload", "icon"}:
+            return
         wanted = {"link": "href", "object": "data"}.get(tag, "src")
         if tag in {
             "script",
@@ -244,8 +292,20 @@ def test_every_file_that_a_page_loads_exists(pages, html):
 @pytest.mark.slow
 def test_only_pages_with_a_plot_load_plotly(pages):
     for page, urls in pages.items():
-        loads = any(url.endswith("plotly.min.js") for url in urls)
-        assert not loads or "Plotly.newPlot" in page.read_text(encoding="utf8"), page
+        loads = any(url.endswith("_assets/plotly.js") for url in urls)
+        assert loads == ('class="interactive-plot"' in page.read_text(encoding="utf8")), page
+
+
+@pytest.mark.slow
+def test_every_page_loads_less_than_3_mb(pages):
+    for page, urls in pages.items():
+        files = {
+            (page.parent / re.split(r"[?#]", url)[0]).resolve()
+            for url in urls
+            if not url.startswith(("data:", "#"))
+        }
+        size = page.stat().st_size + sum(file.stat().st_size for file in files if file.is_file())
+        assert size < 3_000_000, f"{page}: {size / 1e6:.2f} MB"
 
 
 @pytest.mark.slow
