@@ -44,7 +44,7 @@ Markdown(
 | selected on | {what["validation_patches"]} patches of the same patients, along one side of each section |
 | tested on | {test_patient} |
 | decoder | {definition.decoder}, {what["parameters"]:,} parameters |
-| loss, link, initial bias | {definition.loss}, {definition.link}, {definition.bias:g} |
+| loss, link, initial bias | {definition.loss}, {definition.link}, {definition.bias} |
 | epochs | {what["epochs"]}, the best was {what["best_epoch"]} |
 | seed | {seed} |
 | time | {what["seconds"]:.0f} s on {what["hardware"]} |

@@ -109,8 +109,8 @@ def load_model(run_dir: Path | str) -> Trained:
         genes = pd.read_parquet(table, columns=["gene", "category"])
         # The decoder's shape follows from the tables: build it, then fill in the weights.
         channels = state["mean"].shape[1]
-        decoder = build_decoder(arm.decoder, channels, len(genes), arm.bias, preset.decoder)
-        model = Model(decoder, state["mean"], state["std"], arm.link)
+        decoder = build_decoder(arm.decoder, channels, len(genes), 0.0, preset.decoder)
+        model = Model(decoder, state["mean"], state["std"], arm.link, arm.bicubic_from_um)
         model.load_state_dict(state)
     except (ValidationError, KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         problem = str(error).splitlines()[0]

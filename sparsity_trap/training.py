@@ -2,44 +2,134 @@
 
 Only the training patients' stores and tokens are opened before the checkpoint is chosen; the test
 patient is read afterwards, by `predict`.
+
+Tokens, counts and masks live on the device; tokens that do not fit there stream from the cache. A
+step launches work and never waits for it: draws are made on the CPU for a whole epoch, turned
+counts are gathered by index, and losses are read once per epoch. Every epoch leaves a checkpoint
+from which a killed run goes on to the same result.
+
+Several processes share one run when they are launched together::
+
+    torchrun --nproc-per-node 4 -m sparsity_trap.training paper E P5
+
+Each batch is split over the processes and their gradients are added up, so the loss curve is that
+of one process within rounding, but for dropout, which every process draws for its own patches. On
+GPUs batch normalisation takes its statistics over the whole batch. On CPUs, where torch has no
+such operation, it takes them over each process's share.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import math
+import os
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 import zarr
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsity_trap import losses, metrics
 from sparsity_trap.binning import bin_mask, bin_sum
-from sparsity_trap.config import Arm, Preset, Run, Training, UserError
+from sparsity_trap.config import BIN_UM, Arm, Preset, Run, Training, UserError, as_json
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import dihedral
 from sparsity_trap.files import building
-from sparsity_trap.genes import panel_table
+from sparsity_trap.genes import panel
 from sparsity_trap.patches import PatchStore
 from sparsity_trap.progress import track
 from sparsity_trap.provenance import record
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+#: Tokens larger than this stream on a CPU: several runs then share one copy in the page cache.
+CPU_TOKEN_BYTES = 2**30
+#: Share of a GPU's free memory that tokens may fill; the rest is for activations.
+GPU_TOKEN_SHARE = 0.5
+#: Learning rate of the likelihood's own parameters (dispersion, zero inflation): a decoder's would
+#: leave them where they start.
+LIKELIHOOD_LR = 1e-2
+#: Batches read ahead, and threads that read them.
+_AHEAD, _READERS = 6, 3
+
+
+class TokenFiles:
+    """Tokens of several sections in their caches, read one view at a time.
+
+    Parameters
+    ----------
+    arrays
+        Token arrays [N, views, C, 16, 16], one per section, as `open_tokens` gives them.
+
+    Attributes
+    ----------
+    shape
+        [N of all sections, views, C, 16, 16].
+    nbytes
+        Size of all views.
+    """
+
+    def __init__(self, arrays: Sequence[zarr.Array]):
+        self.arrays = list(arrays)
+        self.ends = list(accumulate(array.shape[0] for array in arrays))
+        self.shape = (self.ends[-1], *arrays[0].shape[1:])
+        self.nbytes = sum(array.nbytes for array in arrays)
+
+    def read(self, patches: Tensor, views: Tensor) -> Tensor:
+        """Tokens [B, C, 16, 16] of B patches, each in one of its views."""
+        pairs = zip(patches.tolist(), views.tolist(), strict=True)
+        return torch.from_numpy(np.stack([self._view(patch, view) for patch, view in pairs]))
+
+    def load(self, device: torch.device) -> Tensor:
+        """All tokens, on a device."""
+        dtype = torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
+        tokens = torch.empty(self.shape, dtype=dtype, device=device)
+        for array, end in zip(self.arrays, self.ends, strict=True):
+            tokens[end - array.shape[0] : end] = torch.from_numpy(array[:]).to(device)
+        return tokens
+
+    def _view(self, patch: int, view: int) -> np.ndarray:
+        section = bisect_right(self.ends, patch)
+        array = self.arrays[section]
+        row = patch - (self.ends[section] - array.shape[0])
+        shape = array.shape[2:]
+        if not array.compressors and array.chunks == (1, *array.shape[1:]):
+            # zarr would read all views of the patch for this one.
+            chunk = array.metadata.encode_chunk_key((row, 0, 0, 0, 0))
+            path = Path(array.store.root, array.path, chunk)
+            if path.is_file():
+                count = math.prod(shape)
+                offset = view * count * array.dtype.itemsize
+                return np.fromfile(path, array.dtype, count, offset=offset).reshape(shape)
+        return array[row, view]
+
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Patches of the training patients, in memory.
+    """Patches of the training patients.
 
     Attributes
     ----------
     tokens
-        float16 [N, views, C, 16, 16].
+        float16 [N, views, C, 16, 16]: a tensor, or files to load or to stream from.
     views
         (jitter, dihedral element) of each view.
     counts
@@ -52,7 +142,7 @@ class TrainingSet:
         bool [N], patches of the spatial blocks held out for selection.
     """
 
-    tokens: Tensor
+    tokens: Tensor | TokenFiles
     views: list[tuple[int, int]]
     counts: Tensor
     mask: Tensor
@@ -60,13 +150,44 @@ class TrainingSet:
     validation: Tensor
 
 
-class Model(nn.Module):
-    """Standardised tokens, decoder and link: tokens [B, C, 16, 16] to η and rates [B, G, 128, 128]."""
+class Fitted(NamedTuple):
+    """What `fit` returns."""
 
-    def __init__(self, decoder: nn.Module, mean: Tensor, std: Tensor, link: str):
+    model: Model
+    """The model of the best validation epoch, in evaluation mode."""
+    history: list[dict[str, float]]
+    """One record per epoch."""
+    objective: losses.Objective
+    """The loss with its own parameters, if it has any, as they were in that epoch."""
+
+
+class Model(nn.Module):
+    """Standardised tokens, decoder and link: tokens [B, C, 16, 16] to η and rates [B, G, 128, 128].
+
+    Parameters
+    ----------
+    decoder
+        Maps tokens to η.
+    mean, std
+        Moments of the token channels, [1, C, 1, 1].
+    link
+        ``exp`` or ``softplus``.
+    bicubic_from_um
+        Predict bins of this width and interpolate them to 2 µm.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        link: str,
+        bicubic_from_um: int | None = None,
+    ):
         super().__init__()
         self.decoder = decoder
         self.link = link
+        self.bicubic_from_um = bicubic_from_um
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -76,7 +197,79 @@ class Model(nn.Module):
 
     def rate(self, tokens: Tensor) -> Tensor:
         """Predicted counts per 2 µm bin."""
-        return losses.rate(self(tokens), self.link)
+        rate = losses.rate(self(tokens).float(), self.link)
+        if self.bicubic_from_um is None:
+            return rate
+        factor = round(self.bicubic_from_um / BIN_UM)
+        # Cubic weights may be negative, counts may not.
+        fine = F.interpolate(bin_sum(rate, factor), scale_factor=factor, mode="bicubic")
+        return (fine / factor**2).clamp(min=0)
+
+
+class _OneProcess:
+    """What the engine uses of Fabric, for one process on a CPU: importing Fabric takes seconds."""
+
+    device = torch.device("cpu")
+    world_size = 1
+    global_rank = 0
+
+    def autocast(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def all_reduce(self, data: Tensor, reduce_op: str) -> Tensor:
+        return data
+
+    def broadcast(self, obj: Any) -> Any:
+        return obj
+
+    def barrier(self) -> None:
+        pass
+
+
+def launch(precision: str = "float32") -> Fabric | _OneProcess:
+    """Device, precision and, under ``torchrun`` or ``srun``, the group of processes.
+
+    Parameters
+    ----------
+    precision
+        ``float32``, or ``bfloat16`` for mixed precision.
+
+    Returns
+    -------
+    Fabric; for one process on a CPU in float32 an object with the same members as far as used.
+    """
+    per_node, nodes = _processes()
+    alone = per_node * nodes == 1
+    cuda = torch.cuda.is_available()
+    if alone and not cuda and precision == "float32":
+        return _OneProcess()
+    # Without it cuBLAS is not deterministic; it is read when CUDA is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    fabric = Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        devices=per_node,
+        num_nodes=nodes,
+        strategy="auto" if alone else "ddp",
+        precision="bf16-mixed" if precision == "bfloat16" else "32-true",
+        # A single process in a larger SLURM allocation is not one of several.
+        plugins=[LightningEnvironment()] if alone else [],
+    )
+    fabric.launch()
+    return fabric
+
+
+def _processes() -> tuple[int, int]:
+    """Processes per node and nodes that this process was launched with."""
+    if torch.distributed.is_torchelastic_launched():
+        per_node, total = (int(os.environ[key]) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        return per_node, total // per_node
+    # Set by srun for its step, unlike SLURM_NTASKS, which describes the allocation.
+    total = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) if total > 1 else 1
+    return total // nodes, nodes
 
 
 def validation_block(origin: np.ndarray, share: float, side: int) -> np.ndarray:
@@ -111,27 +304,35 @@ def validation_block(origin: np.ndarray, share: float, side: int) -> np.ndarray:
 
 
 def load_training_set(preset: Preset, run: Run) -> TrainingSet:
-    """Read tokens, counts and masks of the patients that ``run`` trains on, and no other's."""
-    parts = []
+    """Read counts and masks of the patients that ``run`` trains on, and no other's.
+
+    Tokens are opened, not read. Where the arm keeps a share of the UMIs, the counts are thinned,
+    validation blocks included, with draws that follow from the run's seed alone.
+    """
+    keep = preset.arm(run.arm).keep
+    stores, tokens, counts, blocks = [], [], [], []
     for index, patient in enumerate(preset.training_patients(run.test_patient)):
         store = PatchStore(preset.store(patient))
-        tokens, views = open_tokens(preset, patient)
-        block = validation_block(
-            store.origin[:], preset.training.validation, (run.seed + index) % 4
+        array, views = open_tokens(preset, patient)
+        stores.append(store)
+        tokens.append(array)
+        counts.append(
+            _small(_thin(store.counts[:], keep, np.random.default_rng([run.seed, index])))
         )
-        parts.append((store, tokens, views, block))
-    genes = {store.genes for store, *_ in parts}
-    if len(genes) > 1:
+        blocks.append(
+            validation_block(store.origin[:], preset.training.validation, (run.seed + index) % 4)
+        )
+    if len({store.genes for store in stores}) > 1:
         raise UserError("the training patients' stores hold different genes: rebuild them")
     return TrainingSet(
-        tokens=torch.cat([torch.from_numpy(tokens[:]) for _, tokens, *_ in parts]),
-        views=parts[0][2],
-        counts=torch.cat([_small(store.counts[:]) for store, *_ in parts]),
-        mask=torch.cat([torch.from_numpy(store.mask[:]) for store, *_ in parts]),
-        offset=torch.cat([torch.from_numpy(store.stripe_offset()) for store, *_ in parts])
+        tokens=TokenFiles(tokens),
+        views=views,
+        counts=torch.cat(counts),
+        mask=torch.cat([torch.from_numpy(store.mask[:]) for store in stores]),
+        offset=torch.cat([torch.from_numpy(store.stripe_offset()) for store in stores])
         if preset.training.stripe_offset
         else None,
-        validation=torch.from_numpy(np.concatenate([block for *_, block in parts])),
+        validation=torch.from_numpy(np.concatenate(blocks)),
     )
 
 
@@ -159,6 +360,16 @@ def open_tokens(preset: Preset, patient: str) -> tuple[zarr.Array, list[tuple[in
     return group["tokens"], [tuple(view) for view in group.attrs["views"]]
 
 
+def _thin(counts: np.ndarray, keep: float, draw: np.random.Generator) -> np.ndarray:
+    """Keep each UMI with probability ``keep``."""
+    if keep == 1:
+        return counts
+    thinned = counts.reshape(-1).copy()
+    positive = np.flatnonzero(thinned)
+    thinned[positive] = draw.binomial(thinned[positive], keep)
+    return thinned.reshape(counts.shape)
+
+
 def _small(counts: np.ndarray) -> Tensor:
     """Counts in the smallest type that holds them: training streams them every step."""
     dtype = np.uint8 if counts.max(initial=0) < 256 else np.int32
@@ -166,8 +377,13 @@ def _small(counts: np.ndarray) -> Tensor:
 
 
 def fit(
-    data: TrainingSet, arm: Arm, preset: Preset, seed: int, device: torch.device
-) -> tuple[Model, list[dict[str, float]]]:
+    data: TrainingSet,
+    arm: Arm,
+    preset: Preset,
+    seed: int,
+    fabric: Fabric | _OneProcess | None = None,
+    checkpoint: Path | None = None,
+) -> Fitted:
     """Train one arm and return the model of its best validation epoch.
 
     Parameters
@@ -180,82 +396,318 @@ def fit(
         Optimisation and decoder size.
     seed
         Seeds initialisation, order, augmentation and dropout.
-    device
-        Where to train.
+    fabric
+        Device, precision and processes, from `launch`, which is called where none is given.
+    checkpoint
+        File that holds the state after each epoch, and from which a run of the same settings and
+        data goes on. It stays when training ends.
 
     Returns
     -------
-    The model, and one record per epoch: ``epoch``, ``train_loss``, ``validation_loss`` (both the
-    arm's own loss), ``validation_pcc_8um`` (mean over genes), ``lr``, ``seconds``.
+    Model, history and objective. The history has one record per epoch: ``epoch``, ``train_loss``,
+    ``validation_loss`` (both the arm's own loss), ``validation_pcc_8um`` (mean over genes), ``lr``,
+    ``seconds``.
+
+    Raises
+    ------
+    UserError
+        The validation loss is not finite.
     """
     settings = preset.training
-    torch.manual_seed(seed)
-    draw = torch.Generator().manual_seed(seed)
-    train = torch.nonzero(~data.validation)[:, 0]
-    held_out = torch.nonzero(data.validation)[:, 0]
-    mean, std = _channel_moments(data.tokens[train, 0])
-    channels, genes = data.tokens.shape[2], data.counts.shape[1]
-    decoder = build_decoder(arm.decoder, channels, genes, arm.bias, preset.decoder)
-    model = Model(decoder, mean, std, arm.link).to(device)
-    optimiser = torch.optim.AdamW(
-        decoder.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    batches = math.ceil(len(train) / settings.batch_size)
-    steps = math.ceil(batches / settings.accumulate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: _cosine(step, settings.warmup_epochs * steps, settings.epochs * steps),
-    )
-    history: list[dict[str, float]] = []
-    best, best_state, start = math.inf, None, time.perf_counter()
-    progress = track(range(settings.epochs), f"training {arm.title}", "epoch")
-    for epoch in progress:
-        model.train()
-        total = torch.zeros((), device=device)
-        pending = 0
-        for batch in _batches(train, settings.batch_size, draw):
-            tokens, counts, mask, offset = _augmented(data, batch, draw, device)
-            loss = losses.masked_mean(arm.loss, model(tokens), counts, mask, arm.link, offset)
-            # A smaller last batch or group of batches weighs as its patches do.
-            (loss * len(batch) / (settings.batch_size * settings.accumulate)).backward()
-            total += loss.detach() * len(batch)
-            pending += 1
-            if pending == settings.accumulate:
-                _step(model, optimiser, schedule, settings.clip)
-                pending = 0
-        if pending:
-            _step(model, optimiser, schedule, settings.clip)
-        validation_loss, validation_pcc = _validate(model, data, held_out, arm, settings, device)
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "train_loss": total.item() / len(train),
-                "validation_loss": validation_loss,
-                "validation_pcc_8um": validation_pcc,
-                "lr": schedule.get_last_lr()[0],
-                "seconds": time.perf_counter() - start,
-            }
+    fabric = fabric or launch(settings.precision)
+    first = fabric.global_rank == 0
+    with _deterministic(), ThreadPoolExecutor(1) as writer:
+        data = _on_device(data, fabric.device)
+        train = torch.nonzero(~data.validation)[:, 0]
+        held_out = torch.nonzero(data.validation)[:, 0]
+        mean, std = _channel_moments(data, train, fabric.device)
+        nets = _build(data, train, mean, std, arm, preset, seed).to(fabric.device)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            nets = nn.SyncBatchNorm.convert_sync_batchnorm(nets)
+        groups = [
+            {"params": list(nets["model"].parameters()), "weight_decay": settings.weight_decay},
+            {"params": list(nets["objective"].parameters()), "faster": LIKELIHOOD_LR / settings.lr},
+        ]
+        optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]], settings.lr, weight_decay=0, fused=True
         )
-        if not math.isfinite(validation_loss):
-            raise UserError(
-                f"training of arm '{arm.title}' diverged in epoch {epoch + 1}: lower training.lr"
+        steps = math.ceil(math.ceil(len(train) / settings.batch_size) / settings.accumulate)
+
+        def lr(step: int) -> float:
+            warmup, total = settings.warmup_epochs * steps, settings.epochs * steps
+            return settings.lr * _cosine(step, warmup, total)
+
+        history: list[dict[str, float]] = []
+        best: dict[str, Tensor] = {}
+        key = _fingerprint(data, mean, std, arm, preset, seed) if checkpoint else ""
+        saved = fabric.broadcast(_load(checkpoint, key) if checkpoint and first else None)
+        if saved:
+            history, tensors = saved
+            nets.load_state_dict(_part(tensors, "now"))
+            best = _part(tensors, "best") or _part(tensors, "now")
+            _restore(optimiser, _part(tensors, "optimiser"))
+
+        start = time.perf_counter() - (history[-1]["seconds"] if history else 0)
+        progress = range(len(history), settings.epochs)
+        if first:
+            progress = track(progress, f"training {arm.title}", "epoch")
+        writing: Future | None = None
+        for epoch in progress:
+            if epoch - _best_epoch(history) >= settings.patience:
+                break
+            # Seeding every epoch anew makes a resumed run draw what an uninterrupted one does.
+            torch.manual_seed(_derived(seed, epoch, fabric.global_rank))
+            order, chosen = _draw(train, len(data.views), _derived(seed, epoch))
+            batches = _batches(data, order, chosen, arm, settings.batch_size, fabric)
+            rates = [lr(step) for step in range(epoch * steps, (epoch + 1) * steps)]
+            total = _epoch(nets, optimiser, batches, rates, settings, fabric)
+            train_loss, validation_loss, pcc = _summary(
+                total, *_validate(nets, data, held_out, arm, settings.batch_size, fabric), fabric
             )
-        progress.set_postfix(pcc=f"{validation_pcc:.3f}")
-        if validation_loss < best:
-            best, best_epoch = validation_loss, epoch
-            best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-        elif epoch - best_epoch >= settings.patience:
-            break
-    model.load_state_dict(best_state)
-    return model.eval(), history
+            history.append(
+                {
+                    "epoch": epoch + 1,
+                    "train_loss": train_loss / len(train),
+                    "validation_loss": validation_loss / len(held_out),
+                    "validation_pcc_8um": pcc,
+                    "lr": lr((epoch + 1) * steps),
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            if not math.isfinite(validation_loss):
+                raise UserError(
+                    f"training of arm '{arm.title}' diverged in epoch {epoch + 1}: lower training.lr"
+                )
+            if first:
+                progress.set_postfix(pcc=f"{pcc:.3f}")
+            now = _on_host(nets.state_dict())
+            if _best_epoch(history) == epoch + 1:
+                best = now
+            if checkpoint and first:
+                state = {"now": now, "optimiser": _optimiser_state(optimiser)}
+                if best is not now:
+                    state["best"] = best
+                if writing:
+                    writing.result()
+                # Written while the next epoch runs.
+                writing = writer.submit(_save, checkpoint, key, list(history), state)
+        if writing:
+            writing.result()
+    nets.load_state_dict(best)
+    nets.eval()
+    return Fitted(nets["model"], history, nets["objective"])
 
 
-def _channel_moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _build(
+    data: TrainingSet, train: Tensor, mean: Tensor, std: Tensor, arm: Arm, preset: Preset, seed: int
+) -> nn.ModuleDict:
+    """Model and objective in their initial state, which the seed alone determines."""
+    channels, genes = data.tokens.shape[2], data.counts.shape[1]
+    bias = arm.bias
+    if bias == "gene-mean":
+        bias = losses.initial_eta(_gene_rate(data, train), arm.link)
+    torch.manual_seed(seed)
+    decoder = build_decoder(arm.decoder, channels, genes, bias, preset.decoder)
+    model = Model(decoder, mean, std, arm.link, arm.bicubic_from_um)
+    return nn.ModuleDict({"model": model, "objective": losses.objective(arm, genes)})
+
+
+def _gene_rate(data: TrainingSet, train: Tensor) -> Tensor:
+    """Mean count per unit of exposure of a 2 µm tissue bin, float32 [G], over training patches."""
+    device = data.counts.device
+    count = torch.zeros(data.counts.shape[1], dtype=torch.float64, device=device)
+    exposure = torch.zeros((), dtype=torch.float64, device=device)
+    for patch in train.to(device).split(8):
+        mask = data.mask[patch]
+        count += (data.counts[patch] * mask[:, None]).sum((0, 2, 3))
+        exposure += (mask if data.offset is None else mask * data.offset[patch].exp()).sum()
+    # A gene never seen keeps a finite logarithm, that of half a count.
+    return (count.clamp(min=0.5) / exposure).float().cpu()
+
+
+def _on_device(data: TrainingSet, device: torch.device) -> TrainingSet:
+    """Move counts, masks and, where they fit, tokens to the device."""
+    tokens = data.tokens
+    offset = None if data.offset is None else data.offset.to(device)
+    counts, mask = data.counts.to(device), data.mask.to(device)
+    if isinstance(tokens, Tensor):
+        tokens = tokens.to(device)
+    elif tokens.nbytes <= _room(device):
+        tokens = tokens.load(device)
+    return replace(data, tokens=tokens, counts=counts, mask=mask, offset=offset)
+
+
+def _room(device: torch.device) -> float:
+    """Bytes that tokens may take."""
+    if device.type == "cuda":
+        return GPU_TOKEN_SHARE * torch.cuda.mem_get_info(device)[0]
+    return CPU_TOKEN_BYTES
+
+
+def _channel_moments(
+    data: TrainingSet, train: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Mean and s.d. per channel, [1, C, 1, 1], over training patches only."""
-    flat = tokens.float()
-    mean = flat.mean((0, 2, 3), keepdim=True)
-    std = flat.std((0, 2, 3), keepdim=True)
-    return mean, std.clamp(min=1e-6)
+    channels = data.tokens.shape[2]
+    sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+    pieces = [(patches, torch.zeros_like(patches)) for patches in train.split(8)]
+    for tokens in _read(data.tokens, pieces, device):
+        wide = tokens.double()
+        sums += torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
+    n = len(train) * math.prod(data.tokens.shape[3:])
+    mean = sums[0] / n
+    std = ((sums[1] - n * mean.square()) / (n - 1)).clamp(min=0).sqrt().clamp(min=1e-6)
+    return tuple(x.float().view(1, channels, 1, 1).cpu() for x in (mean, std))
+
+
+def _read(
+    tokens: Tensor | TokenFiles, pieces: Sequence[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[Tensor]:
+    """Tokens [B, C, 16, 16] of each piece (patches [B], views [B], on the CPU), on the device."""
+    if isinstance(tokens, Tensor):
+        for patches, views in pieces:
+            yield tokens[_to(patches, device), _to(views, device)]
+        return
+
+    def read(patches: Tensor, views: Tensor) -> Tensor:
+        batch = tokens.read(patches, views)
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        ahead = deque(pool.submit(read, *piece) for piece in pieces[:_AHEAD])
+        for number in range(len(pieces)):
+            batch = ahead.popleft().result()
+            if number + _AHEAD < len(pieces):
+                ahead.append(pool.submit(read, *pieces[number + _AHEAD]))
+            yield batch.to(device, non_blocking=True)
+
+
+def _to(index: Tensor, device: torch.device) -> Tensor:
+    """Copy an index to the device without waiting for it."""
+    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
+
+
+class _Batch(NamedTuple):
+    """This process's share of a batch."""
+
+    tokens: Tensor
+    counts: Tensor
+    mask: Tensor
+    offset: Tensor | None
+    weight: Tensor | float
+    """Share of the batch's loss that the mean over these patches stands for."""
+    patches: int
+    """Patches in the whole batch."""
+
+
+def _batches(
+    data: TrainingSet,
+    patches: Tensor,
+    views: Tensor,
+    arm: Arm,
+    size: int,
+    fabric: Fabric | _OneProcess,
+) -> Iterator[_Batch]:
+    """Batches of patches in the order given; counts, mask and offset turned as the view was."""
+    device, ranks = fabric.device, fabric.world_size
+    whole = [slice(i, min(i + size, len(patches))) for i in range(0, len(patches), size)]
+    # A process without a patch of its own takes the first with weight 0, because the collective
+    # operations of batch normalisation need every process.
+    empty = [batch.stop - batch.start <= fabric.global_rank for batch in whole]
+    own = [
+        slice(batch.start, batch.start + 1)
+        if idle
+        else slice(batch.start + fabric.global_rank, batch.stop, ranks)
+        for batch, idle in zip(whole, empty, strict=True)
+    ]
+    side = data.counts.shape[-1]
+    turns = _turns(side).to(device)
+    place = _to(patches, device)
+    element = _to(torch.tensor([turn for _, turn in data.views])[views], device)
+    tokens = _read(data.tokens, [(patches[part], views[part]) for part in own], device)
+    for batch, part, idle, own_tokens in zip(whole, own, empty, tokens, strict=True):
+        index = turns[element[part]]
+
+        def turned(maps: Tensor, part: slice = part, index: Tensor = index) -> Tensor:
+            flat = maps[place[part]].flatten(-2)
+            source = index if flat.dim() == 2 else index[:, None].expand_as(flat)
+            return flat.gather(-1, source).unflatten(-1, (side, side))
+
+        mask = data.mask[place[part]]
+        weight: Tensor | float = 1.0
+        if idle:
+            weight = 0.0
+        elif ranks > 1:
+            weight = _share(arm, mask, data.mask[place[batch]])
+        yield _Batch(
+            own_tokens,
+            turned(data.counts),
+            turned(data.mask),
+            None if data.offset is None else turned(data.offset),
+            weight,
+            batch.stop - batch.start,
+        )
+
+
+def _turns(side: int) -> Tensor:
+    """Where each bin of a turned map comes from, int64 [8, side²]; row e is `dihedral` e."""
+    index = torch.arange(side * side).view(side, side)
+    return torch.stack([dihedral(index, element, (0, 1)).flatten() for element in range(8)])
+
+
+def _share(arm: Arm, part: Tensor, whole: Tensor) -> Tensor | float:
+    """Share of a batch's loss terms that lie in some of its patches, from masks [B, H, W].
+
+    Exact where the loss is taken at one resolution. With several, which share out a little
+    differently, their mean.
+    """
+    if not arm.masked:
+        return len(part) / len(whole)
+    shares = [
+        bin_mask(part, factor).sum() / bin_mask(whole, factor).sum().clamp(min=1)
+        for factor in (round(um / BIN_UM) for um in arm.resolutions_um)
+    ]
+    return torch.stack(shares).mean()
+
+
+def _epoch(
+    nets: nn.ModuleDict,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterator[_Batch],
+    rates: Sequence[float],
+    settings: Training,
+    fabric: Fabric | _OneProcess,
+) -> Tensor:
+    """Train on all batches, one learning rate per step; returns this process's sum of losses."""
+    nets.train()
+    parameters = list(nets.parameters())
+    total = torch.zeros((), dtype=torch.float64, device=fabric.device)
+    for rate in rates:
+        for batch in islice(batches, settings.accumulate):
+            with fabric.autocast():
+                eta = nets["model"](batch.tokens)
+            loss = nets["objective"](eta.float(), batch.counts, batch.mask, batch.offset)
+            # A smaller last batch or group of batches weighs as its patches do.
+            weight = batch.weight * batch.patches
+            (loss * (weight / (settings.batch_size * settings.accumulate))).backward()
+            total += loss.detach() * weight
+        if fabric.world_size > 1:
+            _add_gradients(parameters, fabric)
+        nn.utils.clip_grad_norm_(parameters, settings.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group.get("faster", 1)
+        optimiser.step()
+        optimiser.zero_grad()
+    return total
+
+
+def _add_gradients(parameters: Sequence[nn.Parameter], fabric: Fabric) -> None:
+    """Sum the gradients of all processes, in one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    flat = fabric.all_reduce(flat, reduce_op="sum")
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))
 
 
 def _cosine(step: int, warmup: int, total: int) -> float:
@@ -264,61 +716,160 @@ def _cosine(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _batches(patches: Tensor, size: int, draw: torch.Generator) -> Iterator[Tensor]:
-    yield from patches[torch.randperm(len(patches), generator=draw)].split(size)
+def _derived(*numbers: int) -> int:
+    """Seed of one purpose, from the run's seed and, say, the epoch."""
+    return int(np.random.SeedSequence([n % 2**32 for n in numbers]).generate_state(1)[0])
 
 
-def _augmented(
-    data: TrainingSet, batch: Tensor, draw: torch.Generator, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Draw a view per patch and turn counts, mask and offset the way its image was turned."""
-    chosen = torch.randint(len(data.views), (len(batch),), generator=draw)
-    tokens = data.tokens[batch, chosen]
-    turns = [data.views[v][1] for v in chosen.tolist()]
-
-    def turned(maps: Tensor) -> Tensor:
-        pairs = zip(batch, turns, strict=True)
-        return torch.stack([dihedral(maps[i], turn, (-2, -1)) for i, turn in pairs]).to(device)
-
-    offset = None if data.offset is None else turned(data.offset)
-    return tokens.to(device), turned(data.counts), turned(data.mask), offset
-
-
-def _step(model: nn.Module, optimiser, schedule, clip: float) -> None:
-    nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimiser.step()
-    optimiser.zero_grad()
-    schedule.step()
+def _draw(train: Tensor, views: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Order of the patches in one epoch, and the view of each."""
+    draw = torch.Generator().manual_seed(seed)
+    order = train[torch.randperm(len(train), generator=draw)]
+    return order, torch.randint(views, (len(train),), generator=draw)
 
 
 @torch.no_grad()
 def _validate(
-    model: Model,
+    nets: nn.ModuleDict,
     data: TrainingSet,
     held_out: Tensor,
     arm: Arm,
-    settings: Training,
-    device: torch.device,
-) -> tuple[float, float]:
-    """Loss and mean per-gene PCC at 8 µm on the held-out blocks, without augmentation."""
-    model.eval()
-    total, truth, pred, masks = 0.0, [], [], []
-    for batch in held_out.split(settings.batch_size):
-        counts, mask = data.counts[batch].to(device), data.mask[batch].to(device)
-        eta = model(data.tokens[batch, 0].to(device))
-        offset = None if data.offset is None else data.offset[batch].to(device)
-        loss = losses.masked_mean(arm.loss, eta, counts, mask, arm.link, offset)
-        total += loss.item() * len(batch)
-        tissue = mask[:, None]
-        truth.append(bin_sum(counts * tissue, 4))
-        pred.append(bin_sum(losses.rate(eta, arm.link) * tissue, 4))
-        masks.append(bin_mask(mask, 4))
-    per_gene = metrics.pcc(torch.cat(truth), torch.cat(pred), torch.cat(masks))
-    defined = per_gene[np.isfinite(per_gene)]
-    return total / len(held_out), float(defined.mean()) if len(defined) else math.nan
+    size: int,
+    fabric: Fabric | _OneProcess,
+) -> tuple[Tensor, Tensor]:
+    """Loss and pair sums at 8 µm of the held-out blocks, without augmentation, of this process."""
+    nets.eval()
+    if fabric.world_size > 1:
+        # Running statistics of batch normalisation, where the processes keep their own.
+        for buffer in nets.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    total = torch.zeros((), dtype=torch.float64, device=fabric.device)
+    sums = torch.zeros(6, data.counts.shape[1], dtype=torch.float64, device=fabric.device)
+    for batch in _batches(data, held_out, torch.zeros_like(held_out), arm, size, fabric):
+        with fabric.autocast():
+            eta = nets["model"](batch.tokens)
+        eta = eta.float()
+        loss = nets["objective"](eta, batch.counts, batch.mask, batch.offset)
+        total += loss * batch.weight * batch.patches
+        tissue = batch.mask[:, None]
+        truth, rate = (
+            F.avg_pool2d((maps * tissue).float(), 4, divisor_override=1)
+            for maps in (batch.counts, losses.rate(eta, arm.link))
+        )
+        inside = bin_mask(batch.mask, 4) & (batch.weight != 0)
+        sums += _pair_sums(truth, rate, inside)
+    return total, sums
 
 
-@torch.no_grad()
+def _pair_sums(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """n, Σx, Σy, Σx², Σy², Σxy per gene of maps [B, G, H, W] within masks [B, H, W]: [6, G].
+
+    Unlike `metrics.Moments` they add up over processes in one message and need no host.
+    """
+    inside = mask[:, None].double().expand_as(x)
+    x, y = x * inside, y * inside
+    terms = (inside, x, y, x * x, y * y, x * y)
+    return torch.stack([term.sum((0, 2, 3)) for term in terms])
+
+
+def _pcc(sums: Tensor) -> Tensor:
+    """Pearson correlation per gene from `_pair_sums`; NaN where one side is constant."""
+    n, x, y, xx, yy, xy = sums
+    varx, vary = xx - x * x / n, yy - y * y / n
+    # What rounding leaves of the variance of a constant.
+    defined = (varx > 1e-12 * xx) & (vary > 1e-12 * yy)
+    return torch.where(defined, (xy - x * y / n) / (varx * vary).sqrt(), torch.nan)
+
+
+def _summary(
+    train_loss: Tensor, validation_loss: Tensor, sums: Tensor, fabric: Fabric | _OneProcess
+) -> list[float]:
+    """Losses of all processes and mean PCC, read in the epoch's only wait for the device."""
+    flat = torch.cat([train_loss[None], validation_loss[None], sums.flatten()])
+    flat = fabric.all_reduce(flat, reduce_op="sum")
+    pcc = _pcc(flat[2:].view_as(sums)).nanmean()
+    return torch.cat([flat[:2], pcc[None]]).tolist()
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic algorithms where torch has them."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every result
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def _best_epoch(history: list[dict[str, float]]) -> int:
+    """First epoch with the lowest validation loss, counted from 1; 0 before the first."""
+    return int(min(history, key=lambda row: row["validation_loss"])["epoch"]) if history else 0
+
+
+def _on_host(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+
+def _optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimiser.state_dict()["state"]
+    return _on_host({f"{i}.{k}": v for i, values in state.items() for k, v in values.items()})
+
+
+def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _fingerprint(
+    data: TrainingSet, mean: Tensor, std: Tensor, arm: Arm, preset: Preset, seed: int
+) -> str:
+    """Digest of all that determines a run: settings, counts, masks, and moments of the tokens."""
+    settings = [as_json(part) for part in (arm, preset.training, preset.decoder)]
+    digest = hashlib.sha256("\n".join([*settings, str(seed), torch.__version__]).encode())
+    for values in (data.counts, data.mask, data.offset, data.validation, mean, std):
+        if values is not None:
+            digest.update(values.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _save(
+    path: Path, key: str, history: list[dict[str, float]], state: dict[str, dict[str, Tensor]]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{part}/{name}": v for part, values in state.items() for name, v in values.items()}
+    # A name of its own for every attempt would leave a file behind whenever a run is killed here.
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, {"key": key, "history": json.dumps(history)})
+    os.replace(partial, path)
+
+
+def _load(path: Path, key: str) -> tuple[list[dict[str, float]], dict[str, Tensor]] | None:
+    """History and tensors of a checkpoint; None without one of this very run."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            if metadata["key"] != key:
+                return None
+            return json.loads(metadata["history"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = part + "/"
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+@torch.inference_mode()
 def predict(
     model: Model, tokens: zarr.Array, device: torch.device, batch: int = 8
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -328,46 +879,66 @@ def predict(
     ------
     Slice of patches, and rates float32 [B, G, 128, 128] on the CPU.
     """
-    for start in range(0, tokens.shape[0], batch):
-        piece = slice(start, min(start + batch, tokens.shape[0]))
-        yield piece, model.rate(torch.from_numpy(tokens[piece, 0]).to(device)).cpu()
+    patches = torch.arange(tokens.shape[0]).split(batch)
+    pieces = [(piece, torch.zeros_like(piece)) for piece in patches]
+    for (piece, _), values in zip(pieces, _read(TokenFiles([tokens]), pieces, device), strict=True):
+        yield slice(int(piece[0]), int(piece[-1]) + 1), model.rate(values).cpu()
 
 
 def train(preset: Preset, run: Run) -> Path:
-    """Carry out one run and write its folder.
+    """Carry out one run and write its folder; go on where the same run was killed.
 
     Returns
     -------
     The run's folder: ``checkpoint.safetensors``, ``log.jsonl`` (one line per epoch),
     ``predictions.zarr`` (``rate`` float16 [N, G, 128, 128]), ``genes.parquet``,
-    ``scores.json`` (pooled PCC, counts of undefined values) and ``provenance.json``.
+    ``scores.json`` (pooled PCC, counts of undefined values) and ``provenance.json``; for losses
+    with parameters of their own also ``objective.safetensors``. Among several processes the first
+    writes, and the others wait for it.
     """
-    arm = preset.arm(run.arm)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    start = time.perf_counter()
-    data = load_training_set(preset, run)
-    model, history = fit(data, arm, preset, run.seed, device)
+    fabric = launch(preset.training.precision)
     folder = preset.run_dir(run)
+    checkpoint = preset.folder / "checkpoints" / f"{run.name}.safetensors"
+    data = load_training_set(preset, run)
+    fitted = fit(data, preset.arm(run.arm), preset, run.seed, fabric, checkpoint)
+    if fabric.global_rank == 0:
+        _write(preset, run, data, fitted, fabric, folder)
+        checkpoint.unlink()
+    fabric.barrier()
+    return folder
+
+
+def _write(
+    preset: Preset,
+    run: Run,
+    data: TrainingSet,
+    fitted: Fitted,
+    fabric: Fabric | _OneProcess,
+    folder: Path,
+) -> None:
+    """Write a run's folder."""
+    start = time.perf_counter()
+    model, history, objective = fitted
     with building(folder) as partial:
         partial.mkdir()
         save_file(model.state_dict(), partial / "checkpoint.safetensors")
+        if own := objective.state_dict():
+            save_file(own, partial / "objective.safetensors")
         (partial / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
-        _score(preset, run, model, device, partial)
-        parameters = sum(p.numel() for p in model.decoder.parameters())
-        best = min(history, key=lambda row: row["validation_loss"])
+        _score(preset, run, model, fabric.device, partial)
         provenance = record(
             preset,
-            time.perf_counter() - start,
+            history[-1]["seconds"] + time.perf_counter() - start,
             **run.model_dump(),
             training_patients=preset.training_patients(run.test_patient),
-            parameters=parameters,
+            parameters=sum(p.numel() for p in model.decoder.parameters()),
             epochs=len(history),
-            best_epoch=best["epoch"],
+            best_epoch=_best_epoch(history),
             training_patches=int((~data.validation).sum()),
             validation_patches=int(data.validation.sum()),
+            processes=fabric.world_size,
         )
         (partial / "provenance.json").write_text(json.dumps(provenance, indent=1))
-    return folder
 
 
 def _score(preset: Preset, run: Run, model: Model, device: torch.device, folder: Path) -> None:
@@ -382,10 +953,32 @@ def _score(preset: Preset, run: Run, model: Model, device: torch.device, folder:
         rates[piece] = rate.numpy()
         truth = None if store.truth is None else store.truth[piece].astype(np.float32)
         scores.update(store.counts[piece], rate, store.mask[piece], truth)
-    table = pd.DataFrame({"gene": store.genes}).merge(
-        panel_table()[["gene", "category"]], how="left"
-    )
-    table["category"] = table["category"].fillna("other")
+    category = panel(preset).set_index("gene")["category"].reindex(store.genes).fillna("other")
+    table = pd.DataFrame({"gene": store.genes, "category": category.to_numpy()})
     table.assign(**scores.compute()).to_parquet(folder / "genes.parquet")
     pooled = {"pooled": scores.pooled(), "undefined": scores.undefined()}
     (folder / "scores.json").write_text(json.dumps(pooled, indent=1))
+
+
+def main() -> None:
+    """Train one run from the command line, for launchers of several processes."""
+    parser = argparse.ArgumentParser(prog="python -m sparsity_trap.training")
+    parser.add_argument("preset")
+    parser.add_argument("arm")
+    parser.add_argument("test_patient")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--source", default="", help="replaces the preset's source")
+    parser.add_argument("--cohort", default="", help="YAML file that says where real sections lie")
+    options = parser.parse_args()
+    from sparsity_trap.cohort import open_preset
+
+    try:
+        preset = open_preset(options.preset, options.source, options.cohort)
+        run = Run(arm=options.arm, test_patient=options.test_patient, seed=options.seed)
+        train(preset, run)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

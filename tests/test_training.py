@@ -12,6 +12,7 @@ import zarr
 from safetensors.torch import load_file
 
 from sparsity_trap import config, metrics, steps, training
+from sparsity_trap.binning import bin_mask, bin_sum
 from sparsity_trap.config import Run, UserError, load_preset
 from sparsity_trap.encoders import dihedral, views
 
@@ -19,12 +20,17 @@ GENES = ["PIGR", "DES", "VIM"]
 RUN = Run(arm="E", test_patient="P5", seed=0)
 
 
-def write_patient(preset, patient: str, seed: int, source: str = "simulated") -> None:
-    """A patient of 3 × 3 patches whose tokens tell the rate of each token's bins."""
+def write_patient(
+    preset, patient: str, seed: int, source: str = "simulated", scale: tuple[float, ...] = (1.0,)
+) -> None:
+    """A patient of 3 × 3 patches whose tokens tell the rate of each token's bins.
+
+    ``scale`` multiplies the rates of each gene.
+    """
     draw = np.random.default_rng(seed)
     n = 9
     signal = draw.gamma(1.0, 1.0, (n, len(GENES), 16, 16)).astype(np.float32)
-    rate = np.repeat(np.repeat(0.2 * signal, 8, 2), 8, 3)
+    rate = np.repeat(np.repeat(0.2 * signal, 8, 2), 8, 3) * np.reshape(scale, (-1, 1, 1))
     origin = 128 * np.stack(np.meshgrid(range(3), range(3), indexing="ij"), -1).reshape(-1, 2)
     arrays = {
         "images": np.zeros((n, 224, 224, 3), np.uint8),
@@ -98,27 +104,52 @@ def test_training_opens_only_the_training_patients(preset, monkeypatch):
         training, "PatchStore", lambda path: opened.append(str(path)) or original(path)
     )
     data = training.load_training_set(preset, RUN)
-    training.fit(data, preset.arm("E"), preset, 0, torch.device("cpu"))
+    training.fit(data, preset.arm("E"), preset, 0)
     assert sorted(opened) == sorted(str(preset.store(p)) for p in ("P1", "P2"))
 
 
 def test_model_learns_and_is_the_one_of_its_best_epoch(preset):
     data = training.load_training_set(preset, RUN)
-    model, history = training.fit(data, preset.arm("E"), preset, 0, torch.device("cpu"))
+    model, history, objective = training.fit(data, preset.arm("E"), preset, 0)
     assert history[-1]["validation_pcc_8um"] > 0.8
     held_out = torch.nonzero(data.validation)[:, 0]
-    loss, _ = training._validate(
-        model, data, held_out, preset.arm("E"), preset.training, torch.device("cpu")
-    )
-    assert loss == pytest.approx(min(row["validation_loss"] for row in history), rel=1e-6)
+    eta = model(data.tokens.read(held_out, torch.zeros_like(held_out))).detach()
+    weight = [
+        objective(eta[part], data.counts[held_out[part]], data.mask[held_out[part]]) * len(part)
+        for part in torch.arange(len(held_out)).split(preset.training.batch_size)
+    ]
+    best = min(history, key=lambda row: row["validation_loss"])
+    assert sum(weight) / len(held_out) == pytest.approx(best["validation_loss"], rel=1e-5)
+
+
+def test_validation_pcc_is_that_of_the_metrics(preset):
+    data = training.load_training_set(preset, RUN)
+    model, history, _ = training.fit(data, preset.arm("E"), preset, 0)
+    best = min(history, key=lambda row: row["validation_loss"])
+    held_out = torch.nonzero(data.validation)[:, 0]
+    rate = model.rate(data.tokens.read(held_out, torch.zeros_like(held_out))).detach()
+    mask = data.mask[held_out]
+    truth, pred = (bin_sum(x * mask[:, None], 4) for x in (data.counts[held_out], rate))
+    expected = metrics.pcc(truth, pred, bin_mask(mask, 4)).mean()
+    assert best["validation_pcc_8um"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_correlation_from_sums_is_numpys_and_undefined_for_a_constant():
+    draw = torch.Generator().manual_seed(0)
+    x = 1e3 + torch.randn(2, 3, 8, 8, generator=draw)
+    y = x + torch.randn(2, 3, 8, 8, generator=draw)
+    y[:, 2] = 0.1
+    mask = torch.rand(2, 8, 8, generator=draw) > 0.3
+    found = training._pcc(training._pair_sums(x, y, mask))
+    for gene in range(2):
+        a, b = (v[:, gene][mask].double().numpy() for v in (x, y))
+        assert found[gene].item() == pytest.approx(np.corrcoef(a, b)[0, 1], rel=1e-9)
+    assert found[2].isnan()
 
 
 def test_same_seed_same_numbers_other_seed_other_numbers(preset):
     data = training.load_training_set(preset, RUN)
-    runs = [
-        training.fit(data, preset.arm("E"), preset, seed, torch.device("cpu"))[1]
-        for seed in (3, 3, 4)
-    ]
+    runs = [training.fit(data, preset.arm("E"), preset, seed).history for seed in (3, 3, 4)]
     losses = [[row["validation_loss"] for row in history] for history in runs]
     assert losses[0] == losses[1] != losses[2]
 
@@ -128,14 +159,14 @@ def test_divergence_ends_in_a_sentence(preset):
     preset = preset.model_copy(update={"training": settings})
     data = training.load_training_set(preset, RUN)
     with pytest.raises(UserError, match="diverged in epoch 1: lower training.lr"):
-        training.fit(data, preset.arm("E"), preset, 0, torch.device("cpu"))
+        training.fit(data, preset.arm("E"), preset, 0)
 
 
 def test_early_stopping_waits_for_patience(preset):
     settings = preset.training.model_copy(update={"epochs": 50, "lr": 1e-12, "patience": 2})
     preset = preset.model_copy(update={"training": settings})
     data = training.load_training_set(preset, RUN)
-    _, history = training.fit(data, preset.arm("E"), preset, 0, torch.device("cpu"))
+    history = training.fit(data, preset.arm("E"), preset, 0).history
     assert len(history) < 50
 
 
@@ -151,21 +182,24 @@ def test_run_folder_is_complete_and_scores_agree_with_the_predictions(preset):
 
 
 def test_image_counts_and_mask_are_turned_alike(preset):
-    data = training.load_training_set(preset, RUN)
-    draw = torch.Generator().manual_seed(0)
-    batch = torch.arange(len(data.tokens))
-    tokens, counts, mask, _ = training._augmented(data, batch, draw, torch.device("cpu"))
-    truth = torch.nn.functional.avg_pool2d(counts.float(), 8)
+    data = training._on_device(training.load_training_set(preset, RUN), torch.device("cpu"))
+    patches = torch.arange(len(data.counts))
+    chosen = torch.arange(len(patches)) % len(data.views)
+    assert {data.views[v][1] for v in chosen} == set(range(8))
+    arm, alone = preset.arm("E"), training.launch()
+    (batch,) = training._batches(data, patches, chosen, arm, len(patches), alone)
+    truth = torch.nn.functional.avg_pool2d(batch.counts.float(), 8)
     plain = torch.nn.functional.avg_pool2d(data.counts.float(), 8)
 
     def agreement(a, b):
         return torch.corrcoef(torch.stack([a.float().flatten(), b.flatten()]))[0, 1]
 
-    assert agreement(tokens.exp(), truth) > 0.9  # tokens hold the log rate of their bins
-    assert agreement(tokens.exp(), plain) < 0.5
-    for i in range(len(batch)):
-        turned = [e for e in range(8) if dihedral(data.counts[i], e, (1, 2)).equal(counts[i])]
-        assert dihedral(data.mask[i], turned[0], (0, 1)).equal(mask[i])
+    assert agreement(batch.tokens.exp(), truth) > 0.9  # tokens hold the log rate of their bins
+    assert agreement(batch.tokens.exp(), plain) < 0.5
+    for i, view in enumerate(chosen):
+        element = data.views[view][1]
+        assert dihedral(data.counts[i], element, (1, 2)).equal(batch.counts[i])
+        assert dihedral(data.mask[i], element, (0, 1)).equal(batch.mask[i])
 
 
 @pytest.mark.parametrize("side", range(4))
