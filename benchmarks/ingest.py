@@ -1,12 +1,15 @@
 """Reading of whole sections: seconds and peak memory against scanpy, and the bound below.
 
-    python -m benchmarks.ingest [--sizes 1 2 4 8.7] [--folder CACHE] [--out results/bench/ingest.json]
+    python -m benchmarks.ingest [--sizes 1 2 4 8.7] [--repeats 3] [--folder CACHE] [--out JSON]
 
 Sections are synthesised in the layout of Space Ranger: 18,085 genes, barcodes in random order (as
 in real files), HDF5 chunks of 80,000 entries with shuffle and gzip, genes of the panel as frequent
 as published for patient P5, about 12 non-zero entries per bin. `feature_slice.h5` holds the maps
-of the panel only, including counts of bins outside tissue. Each reader runs in a process of its own
-on the same files. Seconds do not include imports; peak memory is that of the whole process.
+of the panel only, including counts of bins outside tissue, in random order. The largest section is
+written once more with twice as many non-zero entries of other genes. Readers take turns, each in a
+process of its own on the same files, and the median of their runs is reported. Seconds do not
+include imports or the disk (files are in the system's cache); peak memory is the largest resident
+memory of the whole process.
 """
 
 from __future__ import annotations
@@ -16,20 +19,28 @@ import hashlib
 import json
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsity_trap.files import building
 from sparsity_trap.genes import PANEL, PUBLISHED_SPARSITY
+from sparsity_trap.hdf5 import in_threads, pieces, reader
 from sparsity_trap.patches import PATCH_BINS
-from sparsity_trap.visium_hd import SQUARE, open_slide
+from sparsity_trap.visium_hd import SQUARE, in_order, open_slide
+
+if TYPE_CHECKING:
+    import h5py
+    import scipy.sparse as sp
+    from anndata import AnnData
 
 GRID = 3350  # bins a side of a 6.5 mm capture area
 N_GENES = 18_085
@@ -37,6 +48,7 @@ NONZEROS_PER_BIN = 12.0
 CHUNK = 80_000
 BATCH = 200_000  # bins synthesised at a time
 IMAGE_PIXELS, TILE = 20_000, 512
+IMAGE_COUNTS = 10**6  # entries of the panel in its section
 PATCHES_A_SIDE = 21  # of 128 bins: at 3.7 pixels per µm they fill the image
 #: Peak memory of scanpy, measured on sections of up to 8.7 million bins (0.45), rounded up.
 SCANPY_GIB_PER_MILLION_BINS = 0.6
@@ -48,6 +60,7 @@ def main() -> None:
     """Synthesise, measure each reader, write JSON, print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1, 2, 4, 8.7])
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each reader")
     parser.add_argument("--folder", type=Path, help="keep the synthesised sections here")
     parser.add_argument("--out", type=Path, default=Path("results/bench/ingest.json"))
     parser.add_argument("--run", nargs=2, metavar=("READER", "OUTS"), help=argparse.SUPPRESS)
@@ -59,7 +72,7 @@ def main() -> None:
         parser.error(f"--sizes are millions of bins, at most {GRID**2 / 1e6:.1f}")
     folder = options.folder or Path(tempfile.mkdtemp(prefix="ingest-"))
     try:
-        report = measure(options.sizes, folder)
+        report = measure(options.sizes, options.repeats, folder)
     finally:
         if options.folder is None:
             shutil.rmtree(folder)
@@ -69,43 +82,28 @@ def main() -> None:
     print(f"written to {options.out}")
 
 
-def measure(sizes: list[float], folder: Path) -> dict[str, object]:
+def measure(sizes: list[float], repeats: int, folder: Path) -> dict[str, object]:
     """Measure all readers on sections of some million bins each."""
     from sparsity_trap.provenance import commit, hardware
 
     memory_gib = _available_gib()
     sections = []
     for size in sizes:
-        outs = folder / f"section-{size:g}"
-        if not outs.is_dir():
-            print(f"synthesising a section of {size:g} million bins ...", flush=True)
-            with building(outs) as partial:
-                write_section(partial, round(size * 1e6))
-        rows: dict[str, dict] = {}
-        for reader in READERS:
-            needed = SCANPY_GIB_PER_MILLION_BINS * size
-            if reader == "scanpy" and needed > 0.9 * memory_gib:
-                rows[reader] = {
-                    "skipped": f"needs about {needed:.0f} GiB, {memory_gib:.0f} GiB available"
-                }
-                continue
-            print(f"{size:g} million bins: {reader}", flush=True)
-            rows[reader] = _in_process(reader, outs)
-        digests = {row["digest"] for row in rows.values() if row.get("digest")}
-        sections.append(
-            {
-                "million_bins": size,
-                **json.loads((outs / "section.json").read_text()),
-                "arrays_equal": len(digests) == 1,
-                **_ratios(rows),
-                "readers": rows,
-            }
-        )
+        outs = _section(folder, size)
+        skipped = {}
+        needed = SCANPY_GIB_PER_MILLION_BINS * size
+        if needed > 0.9 * memory_gib:
+            why = f"needs about {needed:.0f} GiB, {memory_gib:.0f} GiB available"
+            skipped["scanpy"] = {"skipped": why}
+        rows = skipped | _run_all([name for name in READERS if name not in skipped], outs, repeats)
+        sections.append({"million_bins": size, **_about(outs, rows), **_ratios(rows)})
+    denser = _section(folder, max(sizes), other_genes=2)
+    rows = _run_all(["matrix", "matrix and totals", "inflate matrix"], denser, repeats)
     image = folder / "image"
     if not image.is_dir():
         print(f"synthesising an image of {IMAGE_PIXELS} pixels a side ...", flush=True)
-        with building(image) as partial:
-            write_image_section(partial)
+        with building(image) as partial_:
+            write_image_section(partial_)
     return {
         "commit": commit(),
         "hardware": hardware(),
@@ -113,10 +111,50 @@ def measure(sizes: list[float], folder: Path) -> dict[str, object]:
         "genes": N_GENES,
         "panel_genes": len(PANEL),
         "note": "feature_slice.h5 synthesised for the panel only; barcodes in random order; "
-        "seconds without imports, peak memory of the whole process",
+        f"seconds without imports or disk, median of {repeats} runs; peak memory of the whole process",
         "sections": sections,
+        "twice_other_nonzeros": {"million_bins": max(sizes), **_about(denser, rows)},
         "image_pixels": IMAGE_PIXELS,
-        "patches": {reader: _in_process(reader, image) for reader in PATCH_READERS},
+        "image_counts": IMAGE_COUNTS,
+        "patches": _run_all(PATCH_READERS, image, 1),
+    }
+
+
+def _section(folder: Path, size: float, other_genes: int = 1) -> Path:
+    """A section of some million bins, synthesised where it is not yet in the folder."""
+    outs = folder / (f"section-{size:g}" + ("-twice" if other_genes == 2 else ""))
+    if not outs.is_dir():
+        print(f"synthesising a section of {size:g} million bins ...", flush=True)
+        with building(outs) as partial_:
+            write_section(partial_, round(size * 1e6), other_genes)
+    return outs
+
+
+def _run_all(names: Iterable[str], outs: Path, repeats: int) -> dict[str, dict]:
+    """Run readers in turns; the median of their seconds, the largest of their peaks."""
+    runs: dict[str, list[dict]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name, done in runs.items():
+            print(f"{outs.name}: {name}", flush=True)
+            done.append(_in_process(name, outs))
+    return {
+        name: done[-1]
+        | {
+            "seconds": round(statistics.median(run["seconds"] for run in done), 3),
+            "cpu_seconds": round(statistics.median(run["cpu_seconds"] for run in done), 3),
+            "peak_mb": max(run["peak_mb"] for run in done),
+            "runs": [run["seconds"] for run in done],
+        }
+        for name, done in runs.items()
+    }
+
+
+def _about(outs: Path, rows: dict[str, dict]) -> dict[str, object]:
+    digests = {row["digest"] for row in rows.values() if row.get("digest")}
+    return {
+        **json.loads((outs / "section.json").read_text()),
+        "arrays_equal": len(digests) == 1,
+        "readers": rows,
     }
 
 
@@ -124,17 +162,17 @@ def print_table(report: dict) -> None:
     """Print what was measured, one line per reader and section."""
     print(f"\n{report['hardware']}")
     print(f"{'million bins':>12}  {'reader':<22}{'seconds':>9}{'peak MB':>9}  x scanpy")
-    for section in report["sections"]:
+    for section in [*report["sections"], report["twice_other_nonzeros"]]:
+        faster = section.get("times_faster_than_scanpy", {})
         for name, row in section["readers"].items():
             line = f"{section['million_bins']:>12g}  {name:<22}"
             if "skipped" in row:
                 print(f"{line} {row['skipped']}")
                 continue
-            faster = section["times_faster_than_scanpy"].get(name)
-            shown = f"{faster:.1f}" if faster else ""
-            print(f"{line}{row['seconds']:>9.2f}{row['peak_mb']:>9.0f}  {shown}")
-        print(f"{'':>14}arrays equal: {section['arrays_equal']}; "
-              f"seconds over bound: {section['seconds_over_bound']}")  # fmt: skip
+            print(f"{line}{row['seconds']:>9.2f}{row['peak_mb']:>9.0f}  {faster.get(name, '')}")
+        print(f"{'':>14}{section['nonzeros']:,} non-zeros, {section['panel_nonzeros']:,} of the panel; "
+              f"arrays equal: {section['arrays_equal']}; "
+              f"seconds over bound: {section.get('seconds_over_bound')}")  # fmt: skip
     for name, row in report["patches"].items():
         print(f"{name} of {report['image_pixels']} x {report['image_pixels']} pixels: "
               f"{row['patches']} in {row['seconds']:.1f} s, peak {row['peak_mb']} MB")  # fmt: skip
@@ -176,15 +214,29 @@ def run_reader(name: str, outs: Path) -> dict[str, object]:
     """Run one reader: seconds, peak memory in MB, digest of the counts it gave."""
     read, digest = (READERS | PATCH_READERS)[name]
     prepare(name)
-    start = time.perf_counter()
-    result = read(outs)
-    seconds = time.perf_counter() - start
-    row: dict[str, object] = {"seconds": round(seconds, 3), "peak_mb": round(_peak_mb())}
+    _warm(outs)
+    source = load_entries(outs) if read is sort_entries else outs
+    start, cpu = time.perf_counter(), time.process_time()
+    result = read(source)
+    row: dict[str, object] = {
+        "seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+        "peak_mb": round(_peak_mb()),
+    }
     if digest:
         row["digest"] = digest(result)
     if name in PATCH_READERS:
         row["patches"] = result
     return row
+
+
+def _warm(outs: Path) -> None:
+    """Read all files once, so that seconds do not depend on what the system had in its cache."""
+    for path in outs.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(1 << 20):
+                    pass
 
 
 def _peak_mb() -> float:
@@ -210,7 +262,7 @@ def prepare(name: str) -> None:
         import scipy.sparse  # noqa: F401
 
 
-def by_scanpy(outs: Path):
+def by_scanpy(outs: Path) -> AnnData:
     """The customary way: read all, keep the panel."""
     import scanpy
 
@@ -218,19 +270,19 @@ def by_scanpy(outs: Path):
     return whole[:, list(PANEL)].copy()
 
 
-def by_matrix(outs: Path):
+def by_matrix(outs: Path) -> sp.csc_array:
     """Ours, when there is no feature_slice.h5 (a missing one is what the open slide sees)."""
     slide = open_slide(outs / "no-slices", outs / "none.tif")
     return slide.counts(PANEL)
 
 
-def by_matrix_with_totals(outs: Path):
+def by_matrix_with_totals(outs: Path) -> sp.csc_array:
     """Ours, with totals of all genes in the same pass."""
     slide = open_slide(outs / "no-slices", outs / "none.tif")
     return slide.counts_and_totals(PANEL)[0]
 
 
-def by_feature_slice(outs: Path):
+def by_feature_slice(outs: Path) -> sp.csc_array:
     """Ours, from feature_slice.h5."""
     return open_slide(outs, outs / "none.tif").counts(PANEL)
 
@@ -265,37 +317,45 @@ def inflate_feature_slice(outs: Path) -> None:
         _inflate_all([*datasets, file["masks/filtered/row"], file["masks/filtered/col"]])
 
 
-def _inflate_all(datasets) -> None:
-    import imagecodecs
+def _inflate_all(datasets: Iterable[h5py.Dataset]) -> None:
+    """Read and inflate all chunks in threads, and drop what they hold."""
 
-    with ThreadPoolExecutor() as threads:
-        running = []
+    def tasks() -> Iterator[Callable[[], np.ndarray]]:
         for dataset in datasets:
-            size = dataset.chunks[0] * dataset.dtype.itemsize
-            for start in range(0, len(dataset), dataset.chunks[0]):
-                raw = dataset.id.read_direct_chunk((start,))[1]
-                running.append(threads.submit(len_of, imagecodecs.deflate_decode, raw, size))
-                if len(running) > 16:
-                    running.pop(0).result()
+            read = reader(dataset, lambda planes: planes[0, :0])
+            yield from (partial(read, *piece) for piece in pieces(dataset, CHUNK))
+
+    for _ in in_threads(tasks()):
+        pass
 
 
-def len_of(inflate: Callable, raw: bytes, size: int) -> int:
-    """Inflate and drop."""
-    return len(inflate(raw, out=size))
+def load_entries(outs: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Row, column and count of the entries of each gene, as they lie in feature_slice.h5."""
+    import h5py
+
+    with h5py.File(outs / "feature_slice.h5") as file:
+        return [
+            (group["row"][:].view("i4"), group["col"][:].view("i4"), group["data"][:].astype("u2"))
+            for group in file["feature_slices"].values()
+        ]
 
 
-def digest_of_csr(counts) -> str:
-    """Digest of counts ``[bins of the grid, genes]`` in canonical order."""
-    rows = np.diff(counts.indptr)
+def sort_entries(genes: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Second bound of feature_slice.h5: its entries put in the order of bins, once in memory."""
+    for _ in in_threads(partial(in_order, *entries, GRID) for entries in genes):
+        pass
+
+
+def digest_of_counts(counts: sp.csc_array) -> str:
+    """Digest of counts ``[bins of the grid, genes]`` with sorted columns (csc)."""
     digest = hashlib.sha256()
-    digest.update(np.flatnonzero(rows).astype(np.int32))
-    digest.update(rows[rows > 0].astype(np.uint8))
-    digest.update(counts.indices.astype(np.uint8))
+    digest.update(counts.indptr.astype(np.int64))
+    digest.update(counts.indices.astype(np.int32))
     digest.update(counts.data.astype(np.uint16))
     return digest.hexdigest()
 
 
-def digest_of_anndata(data) -> str:
+def digest_of_anndata(data: AnnData) -> str:
     """Digest of the same counts from scanpy, laid out on the grid."""
     import scipy.sparse as sp
 
@@ -304,33 +364,40 @@ def digest_of_anndata(data) -> str:
     bins = (place[:, 8:13] @ power) * GRID + place[:, 14:19] @ power
     counts = data.X.tocoo()
     shape = (GRID * GRID, data.shape[1])
-    grid = sp.coo_array((counts.data, (bins[counts.row], counts.col)), shape=shape).tocsr()
-    grid.sum_duplicates()
-    return digest_of_csr(grid)
+    grid = sp.coo_array((counts.data, (bins[counts.row], counts.col)), shape=shape).tocsc()
+    grid.sort_indices()
+    return digest_of_counts(grid)
 
 
 READERS: dict[str, tuple[Callable, Callable | None]] = {
     "scanpy": (by_scanpy, digest_of_anndata),
-    "matrix": (by_matrix, digest_of_csr),
-    "matrix and totals": (by_matrix_with_totals, digest_of_csr),
-    "feature_slice": (by_feature_slice, digest_of_csr),
+    "matrix": (by_matrix, digest_of_counts),
+    "matrix and totals": (by_matrix_with_totals, digest_of_counts),
+    "feature_slice": (by_feature_slice, digest_of_counts),
     "inflate matrix": (inflate_matrix, None),
     "inflate by zlib": (inflate_matrix_by_zlib, None),
     "inflate feature_slice": (inflate_feature_slice, None),
+    "sort feature_slice": (sort_entries, None),
 }
 
 
 # Synthesis ----------------------------------------------------------------------------------------
 
 
-def write_section(outs: Path, n_bins: int) -> None:
-    """Write a section of ``n_bins`` bins under tissue, in bounded memory."""
+def write_section(outs: Path, n_bins: int, other_genes: int = 1) -> None:
+    """Write a section of ``n_bins`` bins under tissue, in bounded memory.
+
+    With ``other_genes`` of 2, twice as many non-zero entries of genes outside the panel, and the
+    same bins and counts of the panel.
+    """
     import h5py
 
     square = outs / "binned_outputs" / SQUARE
     (square / "spatial").mkdir(parents=True)
     rng = np.random.default_rng(n_bins)
     mean, panel_of = _gene_means(rng)
+    other, more_rng = mean.copy(), np.random.default_rng([n_bins, 1])
+    other[panel_of] = 0
     # Tissue is the middle of the capture area; the matrix lists its bins in random order.
     side = np.abs(np.arange(GRID) - (GRID - 1) / 2)
     distance = np.maximum(side[:, None], side).astype(np.float32).ravel()
@@ -358,13 +425,16 @@ def write_section(outs: Path, n_bins: int) -> None:
             part = under_tissue[first : first + BATCH]
             barcodes[first : first + len(part)] = _barcodes(part)
             bin_, gene, count = _draw(rng, cumulative, len(part), NONZEROS_PER_BIN)
+            _collect(slices, panel_of, part[bin_], gene, count)
+            if other_genes == 2:
+                more = _draw(more_rng, np.cumsum(other) / other.sum(), len(part), other.sum())
+                bin_, gene, count = _add((bin_, gene, count), more)
             at = len(data)
             for dataset, values in ((indices, gene), (data, count)):
                 dataset.resize(at + len(values), axis=0)
                 dataset[at:] = values
             ends = np.cumsum(np.bincount(bin_, minlength=len(part)))
             indptr[first + 1 : first + 1 + len(part)] = at + ends
-            _collect(slices, panel_of, part[bin_], gene, count)
         matrix.create_dataset("indptr", data=indptr, **HDF5)
         matrix["shape"] = np.array([N_GENES, n_bins], np.int32)
         nonzeros = len(data)
@@ -415,7 +485,20 @@ def _draw(
     return bin_, gene, count.astype(np.int32)
 
 
-def _collect(slices, panel_of, bins, gene, count) -> None:
+def _add(*drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """Sum of what was drawn, again in the order of bins and genes."""
+    bin_, gene, count = map(np.concatenate, zip(*drawn, strict=True))
+    entries, place = np.unique(bin_ * N_GENES + gene, return_inverse=True)
+    return [*np.divmod(entries, N_GENES), np.bincount(place, count).astype(np.int32)]
+
+
+def _collect(
+    slices: list[list[tuple]],
+    panel_of: np.ndarray,
+    bins: np.ndarray,
+    gene: np.ndarray,
+    count: np.ndarray,
+) -> None:
     column_of = np.full(N_GENES, -1, np.int16)
     column_of[panel_of] = np.arange(len(panel_of))
     column = column_of[gene]
@@ -424,13 +507,13 @@ def _collect(slices, panel_of, bins, gene, count) -> None:
         parts.append((bins[kept], count[kept].astype(np.uint16)))
 
 
-def _write_coo(group, bins: np.ndarray, count: np.ndarray) -> None:
+def _write_coo(group: h5py.Group, bins: np.ndarray, count: np.ndarray) -> None:
     row, col = np.divmod(bins, np.int32(GRID))
     for name, values in (("row", row), ("col", col), ("data", count)):
         group.create_dataset(name, data=values.astype(np.uint32), **HDF5)
 
 
-def _write_features(parent, names: np.ndarray) -> None:
+def _write_features(parent: h5py.Group, names: np.ndarray) -> None:
     features = parent.create_group("features")
     features["id"] = np.array([f"ENSG{i:011d}" for i in range(len(names))], "S")
     features["name"] = names
@@ -493,11 +576,13 @@ def write_image_section(outs: Path) -> None:
     with h5py.File(outs / MATRIX, "w") as file:
         matrix = file.create_group("matrix")
         _write_features(matrix, np.array(PANEL, "S"))
-        row, col = np.divmod(rng.choice(in_tissue.size, 10**6, replace=False), len(in_tissue))
+        row, col = np.divmod(
+            rng.choice(in_tissue.size, IMAGE_COUNTS, replace=False), len(in_tissue)
+        )
         matrix["barcodes"] = _barcodes(row * GRID + col)
-        matrix["indices"] = rng.integers(len(PANEL), size=10**6)
-        matrix["data"] = np.ones(10**6, np.int32)
-        matrix["indptr"] = np.arange(10**6 + 1)
+        matrix["indices"] = rng.integers(len(PANEL), size=IMAGE_COUNTS)
+        matrix["data"] = np.ones(IMAGE_COUNTS, np.int32)
+        matrix["indptr"] = np.arange(IMAGE_COUNTS + 1)
     base = rng.integers(120, 255, (TILE // 8, TILE // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     n_tiles = (-(-IMAGE_PIXELS // TILE)) ** 2
     tifffile.imwrite(

@@ -17,7 +17,9 @@ cohort = ""
 # %% tags=["remove-cell"]
 from sparsity_trap import figures, published, results, stats, steps
 from sparsity_trap.cohort import open_preset
+from sparsity_trap.config import PUBLISHED_ARMS
 
+SHOWN = (*PUBLISHED_ARMS, "D-matched", "D-linear", "E-linear", "E-img2st")
 settings = open_preset(preset, source, cohort)
 patient = settings.main_patient
 runs = results.load_all(settings)
@@ -39,11 +41,11 @@ figures.collapse_and_recovery(genes, store, mse.predictions, poisson.predictions
 #
 # ## All runs
 #
-# Per-gene scores are means over genes. *Pooled* is one correlation over all genes and bins, as the publication reports at 2 µm; differences between genes dominate it.
+# Arms of the factorial and the dial have pages of their own; all arms are in [](../methods.md). Per-gene scores are means over genes. *Pooled* is one correlation over all genes and bins, as the publication reports at 2 µm; differences between genes dominate it.
 # *Unmasked* follows the published protocol, which scores bins off the tissue too. *Rate* compares with the true rate where it is known.
 
 # %% tags=["remove-input"]
-table = results.run_table(settings, runs)
+table = results.run_table(settings, [r for r in runs if r.run.arm in SHOWN])
 shown = {
     "arm": "arm",
     "title": "loss, link, bias",
@@ -70,7 +72,7 @@ rounded.style.format(formats, na_rep="undefined").hide(axis="index")
 #
 # ## Published values
 #
-# For comparison: patient P5, real sections, Virchow2. PCC is pooled over genes and, at 8 µm, includes bins off the tissue. Arms A, B, C and V7 are not implemented here. The publication quotes Img2ST-Net with
+# For comparison: patient P5, real sections, Virchow2. PCC is pooled over genes and, at 8 µm, includes bins off the tissue. The publication quotes Img2ST-Net with
 # {val}`published.img2st_pcc_8um:.3f` at 8 µm; its own per-gene means at 8 µm are {val}`published.pcc_8um_mse:.3f` (D) and {val}`published.pcc_8um_poisson:.3f` (E).
 
 # %% tags=["remove-input"]
@@ -83,9 +85,11 @@ published.ARMS.rename(columns=shown | {"trained_at": "trained at"}).style.format
 #
 # Each arm is selected by its own loss. Losses of different arms have different units, so the left panel shows each relative to its first epoch; the right panel is comparable.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dynamics", "caption": "Training dynamics of every arm tested on the main patient, on the held-out blocks of the training patients."}, "image": {"alt": "Held-out loss and PCC by epoch"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dynamics", "caption": "Training dynamics of these arms on the main patient's training sections, on the held-out blocks of the training patients."}, "image": {"alt": "Held-out loss and PCC by epoch"}}
 logs = {
-    r.run.arm: r.log for r in runs if r.run.test_patient == patient and r.run.seed == mse.run.seed
+    r.run.arm: r.log
+    for r in runs
+    if r.run.test_patient == patient and r.run.seed == mse.run.seed and r.run.arm in SHOWN
 }
 figures.training_dynamics(logs, settings.source)
 

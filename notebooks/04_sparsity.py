@@ -32,7 +32,9 @@ association = stats.sparsity_association(genes)
 figures.sparsity_scatter(genes, association, settings.source)
 
 # %% tags=["remove-input"]
-figures.show(figures.sparsity_browser(genes, settings.source), "sparsity")
+figures.show(
+    figures.sparsity_browser(genes, settings.source), "sparsity", gene_page="05b_browser.html"
+)
 
 # %% [markdown]
 # ## By category

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsity_trap.config import (
@@ -25,6 +24,7 @@ from sparsity_trap.config import (
     UserError,
     first_problem,
     load_preset,
+    read_yaml,
 )
 from sparsity_trap.visium_hd import SQUARE, Slide, fit_grid_to_pixels, open_slide, read_region
 
@@ -90,12 +90,7 @@ def read_cohort(path: Path | str) -> Cohort:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist: copy cohort.example.yaml and fill in your folders")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping: see cohort.example.yaml")
+    content = read_yaml(path)
     try:
         cohort = Cohort.model_validate(content)
     except ValidationError as error:
@@ -521,7 +516,7 @@ def _matrix(outs: Path) -> Iterator[h5py.Group]:
     try:
         with h5py.File(path) as file:
             yield file["matrix"]
-    except (KeyError, OSError) as error:
+    except (LookupError, OSError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is not a whole Space Ranger matrix, version 3 ({error}): copy it again"
         ) from None
@@ -533,16 +528,3 @@ def _sample(dataset: h5py.Dataset) -> np.ndarray:
         return dataset[:]
     starts = np.linspace(0, len(dataset) - _BLOCK, _BLOCKS).astype(int)
     return np.concatenate([dataset[start : start + _BLOCK] for start in starts])
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice; YAML readers keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' is given twice; rename or remove one", node.start_mark
-                )
-        return super().construct_mapping(node, deep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -40,7 +40,11 @@ LOSS_PAIRS = {"matched": ("D-matched", "E"), "linear": ("D-linear", "E-linear")}
 PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
 
 #: Patients and arms name folders and files.
-Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
+Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]
+
+#: Largest YAML file that is read, bytes, and most keys that merging (``<<``) may give a mapping:
+#: a few lines of nested merges can ask for more memory than there is.
+_YAML_BYTES, _MERGED_KEYS = 4 << 20, 10_000
 
 
 class UserError(Exception):
@@ -48,14 +52,14 @@ class UserError(Exception):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Simulation(_Strict):
     """A simulated section; used by the sources ``simulated`` and ``tissue-map``."""
 
-    side_um: Positive = Field(description="side of the square capture area, µm")
-    pixel_um: Positive = Field(0.5, description="full-resolution pixel size, µm")
+    side_um: float = Field(gt=0, le=20_000, description="side of the square capture area, µm")
+    pixel_um: float = Field(0.5, ge=0.1, le=2, description="full-resolution pixel size, µm")
     seed: int = 0
     diffusion_um: Positive = Field(4.0, description="s.d. of lateral transcript diffusion, µm")
     library_cv: Positive = Field(
@@ -122,9 +126,9 @@ class Training(_Strict):
 class Decoder(_Strict):
     """Size of the decoder; Hist2ST uses all, Img2ST its width, linear none."""
 
-    hidden: Count = 512
+    hidden: int = Field(512, ge=1, le=16_384)
     heads: Count = 8
-    attention_layers: Count = 8
+    attention_layers: int = Field(8, ge=1, le=256)
     neighbours: Count = 8
     dropout: Fraction = 0.1
     self_loop: bool = False
@@ -313,10 +317,10 @@ def load_preset(name: str, source: str = "") -> Preset:
     if not path.is_file() or path == ARMS:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml") if p != ARMS))
         raise UserError(f"preset '{name}' does not exist ({path}): choose one of {known}")
-    content = _read(path)
+    content = read_yaml(path)
     content = {"name": name, **content}
     if isinstance(content.get("arms", {}), dict):
-        content["arms"] = _read(ARMS) | content.get("arms", {})
+        content["arms"] = read_yaml(ARMS) | content.get("arms", {})
     if source and source != content.get("source", "simulated"):
         content |= {"name": f"{name}-{source}", "source": source}
     try:
@@ -325,14 +329,68 @@ def load_preset(name: str, source: str = "") -> Preset:
         raise UserError(f"{path}: {first_problem(error)}") from None
 
 
-def _read(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """Read a YAML file that holds a mapping; see :func:`parse_yaml`.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, is not YAML of a mapping, or is too large for one.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        if path.stat().st_size > _YAML_BYTES:
+            raise ValueError(f"more than {_YAML_BYTES >> 20} MB")
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML ({error}): mend it") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping of keys to values")
+        raise UserError(f"{path} must be a mapping: write lines of the form 'key: value'")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML text.
+
+    Raises
+    ------
+    ValueError
+        The text is not YAML, gives a key twice, or is nested or merged beyond measure. The message
+        is one line.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(" ".join(f"{error.problem}{where}".split())) from None
+    # PyYAML's own conversions raise these on dates and numbers that cannot be.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader that refuses a key given twice, of which YAML readers keep the last silently."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"'{key.value}' is given twice; rename or remove one"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MERGED_KEYS:
+            problem = f"a mapping of more than {_MERGED_KEYS} merged keys"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def first_problem(error: ValidationError) -> str:

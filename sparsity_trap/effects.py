@@ -14,7 +14,6 @@ from math import prod
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from scipy import stats
 
 from sparsity_trap.config import UserError
@@ -257,7 +256,9 @@ def _contrast(
 
 def _clustered_mean(contrast: pd.Series, genes: pd.Index) -> dict[str, float]:
     codes = pd.factorize(genes)[0]
-    fit = sm.OLS(contrast.to_numpy(), np.ones((len(contrast), 1))).fit(
+    from statsmodels.regression.linear_model import OLS  # takes seconds to import
+
+    fit = OLS(contrast.to_numpy(), np.ones((len(contrast), 1))).fit(
         cov_type="cluster", cov_kwds={"groups": codes}, use_t=True
     )
     low, high = fit.conf_int()[0]

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,22 +27,26 @@ _REMEDY = {
     errno.EPERM: _CLOSED,
 }
 
+_HOST = re.sub(r"\W", "-", socket.gethostname())
+
 
 @contextmanager
 def building(path: Path) -> Iterator[Path]:
     """Give a temporary sibling to write to; rename it to ``path`` when the block succeeds.
 
     Works for a file or a folder, which the block creates under the name it is given. A failed
-    block leaves ``path`` as it was and the temporary removed.
+    block leaves ``path`` as it was and the temporary removed. What a killed process left under way
+    to the same path is removed first.
 
     Raises
     ------
     UserError
         The disk is full, a limit on size is reached, or the folder may not be written to.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         _remove(partial)
         yield partial
         if path.is_dir():
@@ -99,6 +104,34 @@ def _wait_for_zarr() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     sync(others())
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that are gone left beside ``path``.
+
+    A name holds process and machine, so that a job on another node of a cluster keeps its own. A
+    folder that was set aside by a process killed before the new one took its place is put back.
+    """
+    pattern = rf"\.{re.escape(path.name)}\.{_HOST}\.(\d+)\.(partial|old)"
+    for left in list(path.parent.iterdir()):
+        found = re.fullmatch(pattern, left.name)
+        if not found or _runs(int(found[1])):
+            continue
+        if found[2] == "old" and not path.exists():
+            left.rename(path)
+        else:
+            _remove(left)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

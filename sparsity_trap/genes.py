@@ -47,6 +47,10 @@ PUBLISHED_SPARSITY: dict[str, dict[str, float]] = {
 #: Panel order used by every array in the project (axis "gene").
 PANEL: tuple[str, ...] = tuple(g for genes in PUBLISHED_SPARSITY.values() for g in genes)
 
+#: Largest file that is read as a panel, bytes; and what a symbol may look like, so that a page or
+#: program given by mistake is not taken for a list.
+_PANEL_BYTES, _SYMBOL = 4 << 20, r"[^\W_][\w.:@/+()'-]{0,63}"
+
 
 def panel_table() -> pd.DataFrame:
     """Return the panel as a table.
@@ -110,15 +114,23 @@ def load_panel(path: Path | str) -> pd.DataFrame:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")
+        if path.stat().st_size > _PANEL_BYTES:
+            raise OSError(f"more than {_PANEL_BYTES >> 20} MB")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"panel {path} cannot be read ({error}): give a CSV with a column 'gene', or one "
             "symbol per line"
         ) from None
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     delimiter = "\t" if lines and "\t" in lines[0] else ","
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    try:
+        table = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows = [[cell.strip() for cell in row] for row in table]
+    except csv.Error as error:
+        raise UserError(f"panel {path} is not a table ({error}): mend its quotes") from None
     header = rows[0] if rows else []
     if "gene" not in header:
         if any(len(row) > 1 for row in rows):
@@ -135,6 +147,11 @@ def load_panel(path: Path | str) -> pd.DataFrame:
     )
     if table.empty or (table["gene"] == "").any():
         raise UserError(f"panel {path} has no gene, or a line without one: give a symbol per line")
+    odd = table["gene"][~table["gene"].str.fullmatch(_SYMBOL)]
+    if len(odd):
+        raise UserError(
+            f"panel {path}: {odd.iloc[0][:40]!r} is not a gene symbol: give one symbol per line"
+        )
     _refuse_repeated(table["gene"], f"panel {path}")
     if unknown := sorted(set(table["category"]) - set(PUBLISHED_SPARSITY)):
         raise UserError(

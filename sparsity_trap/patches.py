@@ -6,7 +6,8 @@ Patches are 128 x 128 bins (256 µm) at 2 µm, images 224 x 224 pixels over the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from sparsity_trap.visium_hd import (
     Positions,
     Slide,
     fit_grid_to_pixels,
+    in_order,
     orientation_of,
     read_region,
 )
@@ -189,8 +191,9 @@ def _write(
     orientation = orientation_of(_fit(positions, stride=16))
     positions = Positions(*map(orientation.apply, positions))
     section = _fit(positions, stride=16)
-    counts = slide.counts(genes)
     shape = positions.in_tissue.shape
+    counts = slide.counts(genes)
+    _turn(counts, orientation, slide.array_shape[1], shape)
     origin = _choose_patches(positions.in_tissue, settings.min_tissue, slide)
     n = len(origin)
 
@@ -208,20 +211,25 @@ def _write(
     group.create_array(
         "mask", data=np.stack([positions.in_tissue[_window(r, c)] for r, c in origin])
     )
-    total = np.asarray(counts @ np.ones(len(genes), np.uint32)).reshape(slide.array_shape)
-    total = orientation.apply(total)
+    total = np.zeros(shape, np.uint32)
+    for bins, values in _genes(counts):
+        total.reshape(-1)[bins] += values
     group.create_array("total", data=_coarsen(total).astype(np.uint32))
     stripes = stripe_factors(total, positions.in_tissue)
     for name, factor in zip(("row_factor", "col_factor"), stripes, strict=True):
         group.create_array(name, data=factor)
+    del total
 
     overview = np.full((shape[0] // OVERVIEW_BINS, shape[1] // OVERVIEW_BINS, 3), 255, np.uint8)
     number = {(row, col): i for i, (row, col) in enumerate(origin.tolist())}
     patch_fits = []
+    band = np.empty((len(genes), PATCH_BINS, shape[1]), np.uint16)
     with slide.open_image() as image:
         _check_image(image.shape, positions, section, slide)
         for row in track(range(0, shape[0], PATCH_BINS), f"patches of {patient}", "row"):
             strip = _truth_strip(rates, orientation, shape, row) if rates else None
+            if row in origin[:, 0]:
+                _fill(band, counts, row)
             for col in range(0, shape[1], PATCH_BINS):
                 fit = _patch_fit(positions, row, col) or section
                 picture = resample(image, fit, row, col, shape)
@@ -234,7 +242,7 @@ def _write(
                     continue
                 patch_fits.append(fit)
                 images[i] = picture
-                stored[i] = _dense(counts, orientation, slide.array_shape, shape, row, col)
+                stored[i] = band[:, :, col : col + PATCH_BINS]
                 if truth is not None and strip is not None:
                     truth[i] = strip[:, :, col : col + PATCH_BINS]
     group.create_array("overview", data=overview)
@@ -308,11 +316,14 @@ def _check_image(
     image_shape: tuple[int, ...], positions: Positions, section: GridFit, slide: Slide
 ) -> None:
     """Refuse an image that cannot be the one the positions refer to."""
-    y, x = positions.y[positions.in_tissue], positions.x[positions.in_tissue]
-    inside = (y > -1) & (x > -1) & (y < image_shape[0]) & (x < image_shape[1])
-    if inside.mean() < 0.9:
+    inside = positions.in_tissue.copy()
+    for pixel, size in zip((positions.y, positions.x), image_shape[:2], strict=True):
+        inside &= pixel > -1
+        inside &= pixel < size
+    share = inside.sum() / positions.in_tissue.sum()
+    if share < 0.9:
         raise UserError(
-            f"{slide.image}: only {inside.mean():.0%} of the tissue bins lie on this image of "
+            f"{slide.image}: only {share:.0%} of the tissue bins lie on this image of "
             f"{image_shape[1]} x {image_shape[0]} pixels: give the full-resolution image that "
             "Space Ranger was run with"
         )
@@ -381,19 +392,36 @@ def _coarsen_picture(picture: np.ndarray) -> np.ndarray:
     return np.rint(blocks.mean((1, 3))).astype(np.uint8)
 
 
-def _dense(
-    counts: sp.csr_array,
-    orientation: Orientation,
-    array_shape: tuple[int, int],
-    shape: tuple[int, int],
-    row: int,
-    col: int,
-) -> np.ndarray:
-    """Counts ``[G, 128, 128]`` of one patch from the sparse counts of the section."""
-    rows, cols = orientation.array_window(shape, *_window(row, col))
-    bins = np.arange(rows.start, rows.stop)[:, None] * array_shape[1]
-    bins = orientation.apply(bins + np.arange(cols.start, cols.stop))
-    return counts[bins.ravel()].toarray().T.reshape(-1, PATCH_BINS, PATCH_BINS)
+def _genes(counts: sp.csc_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Bins, in order, and counts of each gene; writing to them changes ``counts``."""
+    for first, stop in pairwise(counts.indptr):
+        yield counts.indices[first:stop], counts.data[first:stop]
+
+
+def _turn(
+    counts: sp.csc_array, orientation: Orientation, array_cols: int, shape: tuple[int, int]
+) -> None:
+    """Number the bins as the oriented grid of ``shape`` does, in place."""
+    for bins, values in _genes(counts):
+        row, col = np.divmod(bins, np.int32(array_cols))
+        if orientation.transpose:
+            row, col = col, row
+        if orientation.flip_rows:
+            row = shape[0] - 1 - row
+        if orientation.flip_cols:
+            col = shape[1] - 1 - col
+        bins[:], values[:] = in_order(row, col, values, shape[1])
+
+
+def _fill(band: np.ndarray, counts: sp.csc_array, row: int) -> None:
+    """Lay out the counts of one row of patches as ``band [G, 128, cols]``."""
+    band[:] = 0
+    first = row * band.shape[2]
+    for dense, (bins, values) in zip(band.reshape(len(band), -1), _genes(counts), strict=True):
+        # Limits of the bins' own type, or the search would convert them all.
+        limits = np.array([first, first + len(dense)], bins.dtype)
+        here = slice(*np.searchsorted(bins, limits))
+        dense[bins[here] - first] = values[here]
 
 
 def _open_truth(slide: Slide, genes: Sequence[str]) -> tuple[zarr.Array, list[int]] | None:

@@ -50,6 +50,13 @@ MAX_VALUES = 2**28
 #: Squares that `to_spatialdata` draws; each takes about 0.5 kB.
 MAX_SQUARES = 2_000_000
 
+#: What the readers of a run's files raise when these are damaged or of something else.
+_DAMAGE = (
+    ValidationError, LookupError, ValueError, TypeError, AttributeError, OSError, RuntimeError,
+    MemoryError, SafetensorError, UserError,
+)  # fmt: skip
+_MOST_GENES = 100_000
+
 _HIRES, _LOWRES = 2000, 600  # longest side of the images, pixels
 _BATCH = 4  # patches encoded together
 # Optical density of the thinnest tissue, over that of glass. Eosin in loose stroma reaches 0.1.
@@ -101,24 +108,44 @@ def load_model(run_dir: Path | str) -> Trained:
         if not path.is_file():
             raise UserError(f"{path} does not exist: give the folder of a finished run")
     try:
-        provenance = json.loads(record.read_text())
+        provenance = json.loads(record.read_text(encoding="utf-8"))
         preset = Preset.model_validate(provenance["preset"])
         run = Run(**{key: provenance[key] for key in Run.model_fields})
         arm = preset.arm(run.arm)
+        if not isinstance(provenance["training_patients"], list) or "commit" not in provenance:
+            raise ValueError("no training_patients or commit in provenance.json")
         state = load_file(weights)
-        genes = pd.read_parquet(table, columns=["gene", "category"])
+        if any(not torch.isfinite(value).all() for value in state.values()):
+            raise ValueError("a weight is not a finite number")
+        mean, std = state["mean"], state["std"]
+        if mean.shape != std.shape or mean.shape != (1, mean.numel(), 1, 1) or (std <= 0).any():
+            raise ValueError("mean and std are not those of tokens")
+        genes = _read_genes(table)
         # The decoder's shape follows from the tables: build it, then fill in the weights.
-        channels = state["mean"].shape[1]
-        decoder = build_decoder(arm.decoder, channels, len(genes), 0.0, preset.decoder)
-        model = Model(decoder, state["mean"], state["std"], arm.link, arm.bicubic_from_um)
+        decoder = build_decoder(arm.decoder, mean.shape[1], len(genes), 0.0, preset.decoder)
+        model = Model(decoder, mean, std, arm.link, arm.bicubic_from_um)
         model.load_state_dict(state)
-    except (ValidationError, KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
-        problem = str(error).splitlines()[0]
+    except _DAMAGE as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
-            f"{folder} cannot be read as a run of this version ({type(error).__name__}: {problem}): "
-            "delete it and train again"
+            f"{folder} cannot be read as a run of this version ({problem}): delete it and train again"
         ) from error
     return Trained(model.eval().to(_device()), preset, run, genes, provenance)
+
+
+def _read_genes(path: Path) -> pd.DataFrame:
+    """Genes and categories of a run, looking at the file's size before its content."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        if not 0 < table.metadata.num_rows <= _MOST_GENES:
+            raise ValueError(f"genes.parquet lists {table.metadata.num_rows} genes")
+        genes = table.read(columns=["gene", "category"]).to_pandas()
+    if not genes.map(lambda value: isinstance(value, str)).all(axis=None):
+        raise ValueError("genes.parquet holds something other than names")
+    if genes["gene"].duplicated().any():
+        raise ValueError("genes.parquet lists a gene twice")
+    return genes
 
 
 def predict_section(
@@ -564,10 +591,26 @@ def _stored_rates(
     same = store.path.resolve() == own.resolve() and store.genes == tuple(trained.genes["gene"])
     if not same or not path.is_dir():
         return None
-    rates = zarr.open_group(path, mode="r")["rate"]
-    if rates.shape[0] != len(store):
-        raise UserError(f"{path} does not fit {store.path}: delete {folder} and train again")
-    return ((i, rates[i].astype(np.float32)) for i in range(len(store)))
+    remedy = f"delete {folder} and train again"
+    try:
+        rates = zarr.open_group(path, mode="r")["rate"]
+        fits = rates.shape == store.counts.shape and rates.dtype == np.float16
+    except _DAMAGE as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): {remedy}") from error
+    if not fits:
+        raise UserError(f"{path} does not fit {store.path}: {remedy}")
+
+    def read() -> Iterator[tuple[int, np.ndarray]]:
+        for i in range(len(store)):
+            try:
+                rate = rates[i].astype(np.float32)
+            except _DAMAGE as error:
+                raise UserError(f"{path} is damaged ({type(error).__name__}): {remedy}") from error
+            if not np.isfinite(rate).all():
+                raise UserError(f"{path} holds values that are no rates: {remedy}")
+            yield i, rate
+
+    return read()
 
 
 def _rates(

@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from sparsity_trap import metrics, published, stats, steps
+from sparsity_trap import metrics, published, scaling, stats, steps
 from sparsity_trap.config import (
     LOSS_PAIRS,
     MSE_ARM,
     POISSON_ARM,
-    PUBLISHED_BIAS,
-    Arm,
     Preset,
     Run,
     UserError,
@@ -110,6 +108,13 @@ def contrast(preset: Preset) -> tuple[Result, Result]:
     return tuple(pick(loaded, arm, preset.main_patient) for arm in (MSE_ARM, POISSON_ARM))
 
 
+def matched(preset: Preset, results: list[Result]) -> tuple[Result, ...]:
+    """The main patient's run of MSE with the link and bias of arm E, where the preset has it."""
+    arm, main = LOSS_PAIRS["matched"][0], preset.main_patient
+    found = [r for r in results if (r.run.arm, r.run.test_patient) == (arm, main)]
+    return (pick(found, arm, main),) if found else ()
+
+
 def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
     """One row per run: what it was, the mean of each per-gene score, pooled PCC, size and time."""
     rows = []
@@ -130,78 +135,6 @@ def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
-    """One row per run and gene: what the run was, and the gene's scores.
-
-    Returns
-    -------
-    DataFrame with columns ``run``, ``arm``, ``patient``, ``seed``, the settings of the arm
-    (``bias`` is "published" for the publication's bias of that link, ``bias_value`` the number
-    itself), and those of the per-gene
-    table.
-    """
-    parts = []
-    for result in results:
-        arm = preset.arm(result.run.arm)
-        settings = arm.model_dump(exclude={"title", "resolutions_um"})
-        if arm.bias == PUBLISHED_BIAS[arm.link]:
-            settings["bias"] = "published"
-        settings["bias_value"] = arm.bias
-        bin_um = arm.resolutions_um[0] if len(arm.resolutions_um) == 1 else np.nan
-        parts.append(
-            result.genes.assign(
-                run=result.run.name,
-                arm=result.run.arm,
-                patient=result.run.test_patient,
-                seed=result.run.seed,
-                bin_um=bin_um,
-                **settings,
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
-
-
-def factorial_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `long_table` of loss × link × bias (published or gene means), all else as published."""
-    levels = table["bias"].isin(["published", "gene-mean"]) & (table["loss"] != "zinb")
-    return table[_as_published(table, but=("loss", "link", "bias")) & levels]
-
-
-def gap_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `long_table` of the eight cells between arms D and E, ``bias`` being a number."""
-    chosen = _as_published(table, but=("loss", "link", "bias")) & (table["bias"] != "gene-mean")
-    chosen &= table["loss"].isin(["mse", "poisson"])
-    return table[chosen].assign(bias=table["bias_value"])
-
-
-def dial_runs(table: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """Rows of `long_table` of MSE and Poisson at link exp and bias −3 that differ in one setting.
-
-    Parameters
-    ----------
-    table
-        From `long_table`.
-    setting
-        ``keep`` (share of training counts) or ``bin_um`` (bin width that the loss compares).
-    """
-    matched = (table["link"] == "exp") & (table["bias"] == "published")
-    same = _as_published(table, but=("loss", "link", "bias", setting))
-    chosen = table[matched & same & table["loss"].isin(["mse", "poisson"])]
-    return chosen[chosen[setting].notna()]
-
-
-def _as_published(table: pd.DataFrame, but: tuple[str, ...]) -> pd.Series:
-    """True where everything but the named settings is that of arms D and E."""
-    defaults = Arm(title="", loss="mse", link="exp", bias=0).model_dump()
-    same = pd.Series(True, table.index)
-    for key in ("decoder", "masked", "keep", "bicubic_from_um", "bin_um", "bias"):
-        if key in but:
-            continue
-        wanted = {"bin_um": 2, "bias": "published"}.get(key, defaults.get(key))
-        same &= table[key].isna() if wanted is None else table[key] == wanted
-    return same
-
-
 def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | str | None]:
     """Flat table of every number quoted in the book; NaN becomes None.
 
@@ -217,6 +150,8 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
         "preset.name": preset.name,
         "preset.source": preset.source,
         "preset.main_patient": main,
+        "scale.patches": scaling.patches_per_section(),
+        "scale.reached": scaling.REACHED,
         "preset.n_runs": len(results),
         "preset.n_arms": len({r.run.arm for r in results}),
         "training.n_train": e.provenance["training_patches"],
@@ -227,7 +162,8 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
         "run.commit": e.provenance["commit"],
         "run.hardware": e.provenance["hardware"],
     }
-    for name in ("simulation", "patches", "encoder", "decoder", "training"):
+    values["panel.n_genes"] = len(e.genes)
+    for name in ("simulation", "genes", "patches", "encoder", "decoder", "training"):
         if name != "simulation" or preset.source != "spaceranger":
             fields = getattr(preset, name).model_dump(mode="json").items()
             values |= {f"{name}.{key}": v for key, v in fields if not isinstance(v, list)}
@@ -245,7 +181,7 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
     values["published.p_value"] = stats.spearman_p_value(
         published.SUMMARY["rho"], published.SUMMARY["n_genes"]
     )
-    return {key: _plain(value) for key, value in values.items()}
+    return {key: plain(value) for key, value in values.items()}
 
 
 def _cohort_numbers(store: PatchStore) -> dict[str, object]:
@@ -292,7 +228,8 @@ def _ssim_of_nothing(store: PatchStore) -> float:
     return float(np.nanmean(scores.compute()["ssim_2um"]))
 
 
-def _plain(value: object) -> float | int | str | None:
+def plain(value: object) -> float | int | str | None:
+    """A value that JSON holds; NaN and infinity become None."""
     if isinstance(value, (bool, str)) or value is None:
         return value
     if isinstance(value, (int, np.integer)):

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import statsmodels.formula.api as smf
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from sparsity_trap.config import UserError
 
@@ -351,11 +349,14 @@ def mixed_model(table: pd.DataFrame) -> MixedModel:
     random = ["gene"] + [c for c in ("patient", "seed") if levels[f"n_{c}s"] >= _LEAST_LEVELS]
     if table["category"].nunique() > 1:
         random.insert(0, "category")
+    # Imported here: it takes seconds, and most notebooks fit no model.
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
     formula = " + ".join(["delta ~ sparsity", *(f"C({c})" for c in fixed)])
     # Patients cross all categories, so the effects are nested in one group that holds every row.
     # statsmodels lays its components out in alphabetical order.
     components = {c: f"0 + C({c})" for c in sorted(random)}
-    model = smf.mixedlm(formula, table, groups="everything", vc_formula=components)
+    model = MixedLM.from_formula(formula, table, groups="everything", vc_formula=components)
     if np.linalg.matrix_rank(model.exog) < model.exog.shape[1]:
         return MixedModel(
             problem="Sparsity is constant or follows from patient and seed (singular design).",
@@ -447,7 +448,7 @@ def _benjamini_hochberg(p_values: pd.Series) -> np.ndarray:
     q_values = np.full(len(p_values), np.nan)
     known = p_values.notna().to_numpy()
     if known.any():
-        q_values[known] = multipletests(p_values[known], method="fdr_bh")[1]
+        q_values[known] = stats.false_discovery_control(p_values[known], method="bh")
     return q_values
 
 
@@ -508,7 +509,14 @@ def _checked(table: pd.DataFrame | str | Path) -> tuple[pd.DataFrame, int]:
         name = str(table)
         if not Path(table).is_file():
             raise UserError(f"{name} does not exist: give the path of a CSV file")
-        table = pd.read_csv(table)
+        try:
+            table = pd.read_csv(table)
+        except (OSError, ValueError, OverflowError) as error:  # pandas' own are ValueErrors
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{name} cannot be read as a table ({reason}): give a CSV file in UTF-8 with one "
+                "line of column names"
+            ) from None
     _check_columns(table, _REQUIRED, name)
     _check_genes(table, name)
     ranges = {"sparsity": (0, 1), "mean_count": (0, np.inf)} | {
@@ -531,13 +539,15 @@ def _checked(table: pd.DataFrame | str | Path) -> tuple[pd.DataFrame, int]:
 
 def _numeric(column: pd.Series, low: float, high: float, name: str) -> pd.Series:
     try:
+        if column.dtype.kind in "bcmM":
+            raise TypeError(f"values of type {column.dtype}")
         values = pd.to_numeric(column).astype(float)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(
             f"{name}: column '{column.name}' holds text ({error}): put numbers there, "
             "or leave unknown values empty"
         ) from None
-    wrong = values[(values < low) | (values > high)]
+    wrong = values[(values < low) | (values > high) | np.isinf(values)]
     if len(wrong):
         hint = "divide percentages by 100" if wrong.iloc[0] > 1 else "correct it"
         raise UserError(

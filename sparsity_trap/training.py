@@ -498,6 +498,14 @@ def fit(
     return Fitted(nets["model"], history, nets["objective"])
 
 
+def initial_model(preset: Preset, run: Run) -> Model:
+    """Model of a run before its first step."""
+    data = load_training_set(preset, run)
+    train = torch.nonzero(~data.validation)[:, 0]
+    moments = _channel_moments(data, train, torch.device("cpu"))
+    return _build(data, train, *moments, preset.arm(run.arm), preset, run.seed)["model"].eval()
+
+
 def _build(
     data: TrainingSet, train: Tensor, mean: Tensor, std: Tensor, arm: Arm, preset: Preset, seed: int
 ) -> nn.ModuleDict:
@@ -948,7 +956,9 @@ def _score(preset: Preset, run: Run, model: Model, device: torch.device, folder:
     rates = zarr.open_group(folder / "predictions.zarr", mode="w").create_array(
         "rate", shape=store.counts.shape, chunks=(1, *store.counts.shape[1:]), dtype="float16"
     )
-    scores = metrics.GeneScores()
+    scores = metrics.GeneScores(
+        store.genes, train_mean=training_mean(preset, run), name=f"run {run.name}"
+    )
     for piece, rate in predict(model, tokens, device):
         rates[piece] = rate.numpy()
         truth = None if store.truth is None else store.truth[piece].astype(np.float32)
@@ -958,6 +968,17 @@ def _score(preset: Preset, run: Run, model: Model, device: torch.device, folder:
     table.assign(**scores.compute()).to_parquet(folder / "genes.parquet")
     pooled = {"pooled": scores.pooled(), "undefined": scores.undefined()}
     (folder / "scores.json").write_text(json.dumps(pooled, indent=1))
+
+
+def training_mean(preset: Preset, run: Run) -> np.ndarray:
+    """Mean count per 2 µm tissue bin of each gene in the training sections, float64 [G]."""
+    total, bins = 0.0, 0
+    for patient in preset.training_patients(run.test_patient):
+        store = PatchStore(preset.store(patient))
+        for counts, mask in zip(store.counts, store.mask, strict=True):
+            total = total + counts[:, mask].sum(1, dtype=np.float64)
+            bins += int(mask.sum())
+    return total / bins
 
 
 def main() -> None:

@@ -16,10 +16,12 @@ from PIL import Image
 from spaceranger import DIHEDRAL, turned_grid, write_feature_slice, write_outs
 
 from sparsity_trap.config import UserError
+from sparsity_trap.hdf5 import read_all, reader
 from sparsity_trap.visium_hd import (
     Orientation,
     Slide,
     fit_grid_to_pixels,
+    in_order,
     open_slide,
     orientation_of,
     read_region,
@@ -62,6 +64,7 @@ def test_counts_equal_scanpy(tmp_path, index_dtype, block):
     assert expected.sum() > 1000
     assert np.array_equal(result.toarray(), expected.reshape(-1, 3))
     assert result.dtype == np.uint16 and result.indices.dtype == np.int32
+    assert result.format == "csc" and result.has_canonical_format
     assert slide.array_shape == (61, 83) and slide.genes == tuple(GENES)
 
 
@@ -215,6 +218,53 @@ def test_features_of_one_symbol_are_summed_and_antibodies_ignored(tmp_path):
     outs = write_outs(tmp_path / "outs", counts, ["CD74"] * 3, kinds=kinds)
     result = open_slide(outs).counts(["CD74"]).toarray()[:, 0]
     assert np.array_equal(result, counts[:2].sum(0).ravel())
+
+
+def test_a_sum_of_features_above_16_bits(tmp_path):
+    counts = np.zeros((2, 20, 30), int)
+    counts[:, 3, 4] = 40_000
+    outs = write_outs(tmp_path / "outs", counts, ["CD74"] * 2)
+    for _ in range(2):
+        with pytest.raises(UserError, match="holds 80000 counts of one gene"):
+            open_slide(outs).counts(["CD74"])
+        write_feature_slice(outs, counts, ["CD74"] * 2, np.ones((20, 30), bool))
+
+
+def test_feature_slices_with_a_column_cut_short(outs):
+    path = write_feature_slice(outs, random_counts((5, 6, 7), 0.9), GENES, np.ones((6, 7), bool))
+    with h5py.File(path, "a") as file:
+        file["feature_slices/0/row"].resize(3, axis=0)
+    with pytest.raises(UserError, match="feature_slice.h5 is not a whole.*different lengths"):
+        open_slide(outs).counts(["ACTB"])
+
+
+def test_in_order_sorts_and_adds_up():
+    rng = np.random.default_rng(6)
+    row, col = rng.integers(0, (3000, 70), (5000, 2), np.int32).T
+    values = rng.integers(1, 60_000, 5000, np.uint16)
+    for n in (0, 1, 5000):
+        bins, sums = in_order(row[:n], col[:n], values[:n], 70)
+        expected, place = np.unique(row[:n].astype(int) * 70 + col[:n], return_inverse=True)
+        assert np.array_equal(bins, expected) and bins.dtype == np.int32
+        assert np.array_equal(sums, np.bincount(place, values[:n]))
+    assert len(expected) < 5000
+
+
+@pytest.mark.parametrize("layout", [{"shuffle": True, "compression": "gzip"}, {}])
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [(d, n) for d in ("<i8", ">i8", "<u4", ">i4", "<i2", "u1") for n in (100, 70_000, 2**40)
+     if n <= np.iinfo(d).max] + [("<f4", 1), ("<i4", -3)],
+)  # fmt: skip
+def test_parts_of_a_dataset_equal_h5py(tmp_path, dtype, largest, layout):
+    values = (np.random.default_rng(7).random(1000) * largest).astype(dtype)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", data=values, chunks=(64,), **layout)
+    with h5py.File(tmp_path / "a.h5") as file:
+        read = reader(file["a"])
+        for start, stop in ((0, 1000), (64, 128), (70, 75), (60, 200), (999, 1000), (5, 5)):
+            assert np.array_equal(read(start, stop), file["a"][start:stop])
+        assert np.array_equal(read_all(file["a"], 100), values)
 
 
 def test_memory_does_not_grow_with_other_genes(tmp_path):

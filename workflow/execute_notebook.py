@@ -8,22 +8,28 @@ The output appears only when the whole notebook ran. A problem the user can mend
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jupytext
 import nbformat
 import papermill
-import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from sparsity_trap.config import UserError
+from sparsity_trap.config import UserError, parse_yaml
 from sparsity_trap.files import building
 from sparsity_trap.progress import display_options
+
+#: Longest folder, bytes, for sockets in it: their paths may have 107, of which 15 are ours.
+_SOCKET_FOLDER = 90
 
 
 def parse(pairs: list[str], allowed: dict) -> dict:
@@ -36,15 +42,35 @@ def parse(pairs: list[str], allowed: dict) -> dict:
         if name not in allowed:
             raise UserError(f"parameter '{name}' does not exist: choose from {', '.join(allowed)}")
         try:
-            values[name] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError:
-            raise UserError(f"parameter '{name}' has the malformed value {value!r}") from None
-        if type(values[name]) is not type(yaml.safe_load(allowed[name]["default"])):
+            values[name] = parse_yaml(value) if value else ""
+        except ValueError:
+            raise UserError(
+                f"parameter '{name}' has the malformed value {value[:80]!r}: put quotes around text"
+            ) from None
+        if type(values[name]) is not type(parse_yaml(allowed[name]["default"])):
             raise UserError(
                 f"parameter '{name}' must be like its default {allowed[name]['default']}, "
                 f"not {value!r}"
             )
     return values
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """Temporary folder, also of the sockets through which the kernel is talked to."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if len(os.fsencode(folder)) > _SOCKET_FOLDER:
+                raise UserError(
+                    f"{folder} is too long a path for sockets: set TMPDIR to a shorter one"
+                )
+            yield folder
+    except FileNotFoundError as error:
+        if "No usable temporary directory" not in str(error):
+            raise
+        raise UserError(
+            "no folder for temporary files can be written to: set TMPDIR to one that can"
+        ) from None
 
 
 def execute(script: Path, output: Path, pairs: list[str]) -> None:
@@ -57,7 +83,7 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
         "display_name": "Python 3",
         "language": "python",
     }
-    with tempfile.TemporaryDirectory() as folder, building(output) as partial:
+    with _scratch() as folder, building(output) as partial:
         source = Path(folder) / f"{script.stem}.ipynb"
         nbformat.write(notebook, source)
         declared = papermill.inspect_notebook(str(source))
@@ -78,6 +104,11 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
                 extra_arguments=["--log-level=50"],
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}}),
             )
+        except DeadKernelError:
+            raise UserError(
+                f"the kernel of {script} was killed, most likely for lack of memory: give it more, "
+                "or run fewer steps at a time (make CORES=1)"
+            ) from None
         except PapermillExecutionError as error:
             if error.ename == "UserError":
                 raise UserError(error.evalue) from None

@@ -1,0 +1,40 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Browse all genes
+
+# %% tags=["remove-cell", "parameters"]
+preset = "smoke"
+source = ""
+cohort = ""
+
+# %% tags=["remove-cell"]
+from IPython.display import HTML
+
+from sparsity_trap import results, stats, steps, viewers
+from sparsity_trap.cohort import open_preset
+
+settings = open_preset(preset, source, cohort)
+mse, poisson = results.contrast(settings)
+genes = stats.gene_table(mse.genes, poisson.genes)
+store = steps.store(settings, settings.main_patient)
+
+# %% [markdown]
+# Every gene of the panel on the section of patient {val}`preset.main_patient`: H&E, counts, and the predictions of arms D (MSE) and E (Poisson) on the counts' colour scale, at 8 µm. Panels pan and zoom together.
+# *Swipe* lays one panel over another.
+
+# %% tags=["remove-input"]
+HTML(
+    viewers.gene_browser(
+        store,
+        {"MSE": mse.predictions, "Poisson": poisson.predictions},
+        genes,
+        settings.folder / "viewer",
+    )
+)

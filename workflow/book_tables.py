@@ -1,0 +1,123 @@
+"""Tables that the book's chapters include, written as Markdown from the preset and the module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sparsity_trap import scaling
+from sparsity_trap.config import PUBLISHED_ARMS, Preset, load_preset
+from sparsity_trap.decoders import parameter_table
+from sparsity_trap.encoders import encoder_table
+
+SECTIONS = (3, 100, 10_000)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A Markdown table; cells are text already."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def arms(preset: Preset) -> str:
+    """Every arm that the preset trains, and where."""
+    runs = preset.all_runs()
+    rows = []
+    for name in sorted({r.arm for r in runs}, key=lambda a: (a not in PUBLISHED_ARMS, a)):
+        arm = preset.arm(name)
+        tested = dict.fromkeys(r.test_patient for r in runs if r.arm == name)
+        seeds = {r.seed for r in runs if r.arm == name}
+        bias = "gene means" if arm.bias == "gene-mean" else f"{arm.bias:g}".replace("-", "−")
+        widths = ", ".join(f"{width}" for width in arm.resolutions_um)
+        if arm.bicubic_from_um:
+            widths += f", bicubic from {arm.bicubic_from_um}"
+        rows.append(
+            {
+                "arm": name + (" (published)" if name in PUBLISHED_ARMS else ""),
+                "decoder": arm.decoder,
+                "loss": arm.loss,
+                "link": arm.link,
+                "bias": bias,
+                "bins, µm": widths,
+                "bins averaged": "tissue" if arm.masked else "all",
+                "counts kept": f"{arm.keep:g}",
+                "test patients": ", ".join(tested),
+                "seeds": len(seeds),
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def decoders(preset: Preset, channels: int, genes: int) -> str:
+    """Stages, shapes and parameters of every decoder at the size of this build."""
+    table = parameter_table(channels, genes, preset.decoder)
+    table["shape"] = [" × ".join(map(str, shape[1:])) for shape in table["shape"]]
+    table["parameters"] = [f"{n:,}" for n in table["parameters"]]
+    table["decoder"] = table["decoder"].mask(table["decoder"].duplicated(), "")
+    return markdown(table.rename(columns={"shape": "output of one patch"}))
+
+
+def claims(path: Path) -> str:
+    """The claims ledger: verdict and statistic of each claim, its rule in small print."""
+    rows = []
+    for claim in pd.read_csv(path).itertuples():
+        found = "–"
+        if np.isfinite(claim.value):
+            found = f"{claim.statistic}: {claim.value:.3g}"
+            if np.isfinite(claim.ci_low):
+                found += f" ({claim.ci_low:.3g} to {claim.ci_high:.3g})"
+            if np.isfinite(claim.n):
+                found += f", n = {claim.n:.0f}"
+        source = "printed numbers" if claim.source == "published" else "this build"
+        rows.append(
+            {
+                "claim": f"{claim.text}<br><small>{claim.rule}</small>",
+                "judged on": source,
+                "verdict": f"**{claim.verdict}**",
+                "statistic": found.replace("-", "−"),
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def encoders() -> str:
+    """Names that ``encoder.name`` takes, with what is known of their weights."""
+    table = encoder_table().astype(str)
+    linked = table["page"] != ""
+    table.loc[linked, "weights"] = "[" + table["weights"] + "](" + table["page"] + ")"
+    names = {
+        "um_per_px": "trained at, µm per pixel",
+        "patch_px": "patch, px",
+        "grid": "token grid",
+        "prefix_tokens": "prefix tokens",
+        "parameters": "parameters, millions",
+    }
+    return markdown(table.drop(columns="page").rename(columns=names))
+
+
+def scale() -> str:
+    """Cost of cohorts of several sizes at the settings of preset ``paper``."""
+    costs = scaling.cost_table(load_preset("paper"), 50, SECTIONS)
+    names = {
+        "raw": "raw files",
+        "stores": "patch stores, before compression",
+        "tokens": "tokens, all views",
+        "training": "at hand in training",
+        "folds": "folds per arm",
+        "encoding": "GPU hours, encoding",
+        "one_arm": "GPU hours, one arm, all folds",
+    }
+    rows = []
+    for key, name in names.items():
+        values = costs[key]
+        if key == "folds":
+            cells = [f"{v:d}" for v in values.astype(int)]
+        elif key in ("encoding", "one_arm"):
+            cells = [f"{v:,.2g}" if v < 10 else f"{v:,.0f}" for v in values]
+        else:
+            cells = [f"{v:,.0f} GB" if v < 1000 else f"{v / 1000:,.1f} TB" for v in values]
+        rows.append([name, *cells])
+    columns = ["", *(f"{n:,} sections" for n in SECTIONS)]
+    return markdown(pd.DataFrame(rows, columns=columns))
