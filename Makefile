@@ -24,11 +24,11 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --r
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan doctor download bench test lint clean
+.PHONY: help env book results plan doctor download bench bench-train test lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create the environment from the lock, in .venv
 
@@ -65,8 +65,12 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5 to data/sections
 	@$(BIN)/python -m sparsity_trap.download $(PATIENTS)
 
-bench: $(STAMP)  ## measure reading against scanpy; writes results/bench/ingest.json
+bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-image; writes results/bench
 	@$(BIN)/python -m benchmarks.ingest
+	@$(BIN)/python -m benchmarks.metrics
+
+bench-train: $(STAMP)  ## measure a training step against its floor; writes results/bench/training.json
+	@$(BIN)/python -m benchmarks.training
 
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@$(BIN)/python -m pytest

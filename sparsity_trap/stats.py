@@ -70,7 +70,7 @@ def gene_table(mse: pd.DataFrame, poisson: pd.DataFrame) -> pd.DataFrame:
                 f"the two runs differ in column '{column}', so in test patient: "
                 "compare runs of the same test patient"
             )
-    metrics = [c for c in left if c in right and c not in GENE_COLUMNS]
+    metrics = [c for c in left if c in right and c not in (*GENE_COLUMNS, "auprc_base")]
     table = left[list(GENE_COLUMNS)].copy()
     for metric in metrics:
         table[f"{metric}_mse"] = left[metric]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import h5py
     import pyarrow.parquet as pq
     import scipy.sparse as sp
+    from tifffile import TiffFile, TiffPageSeries
 
 SQUARE = "square_002um"
 IMAGE_NAMES = ("tissue_image.tif", "tissue_image.tiff", "tissue_image.btf")
@@ -341,12 +342,13 @@ class Slide:
             return
         try:
             tiff = tifffile.TiffFile(self.image)
-        except tifffile.TiffFileError as error:
+        except (tifffile.TiffFileError, OSError) as error:
             raise UserError(
-                f"{self.image} is not a TIFF image ({error}): give the full-resolution image"
+                f"{self.image} is not a readable TIFF image ({error}): give the full-resolution "
+                "image"
             ) from None
         with tiff:
-            series = tiff.series[0]
+            series = _whole_series(tiff, self.image)
             shape = series.shape
             planar = len(shape) == 3 and shape[0] in (3, 4) and shape[2] not in (3, 4)
             channels = shape[0 if planar else 2] if len(shape) == 3 else 0
@@ -354,14 +356,36 @@ class Slide:
                 raise UserError(
                     f"{self.image} has shape {shape} of {series.dtype}: convert it to 8-bit RGB"
                 )
-            if tiff.pages[0].is_memmappable and not planar:
-                # Uncompressed and in one piece: as a zarr array it would be a single chunk.
-                yield tifffile.memmap(self.image, page=0, mode="r")
-            else:
-                store = series.aszarr(level=0)
-                array = zarr.open_array(store, mode="r")
-                yield _ChannelsLast(array) if planar else array
-                store.close()
+            try:
+                if tiff.pages[0].is_memmappable and not planar:
+                    # Uncompressed and in one piece: as a zarr array it would be a single chunk.
+                    yield tifffile.memmap(self.image, page=0, mode="r")
+                else:
+                    store = series.aszarr(level=0)
+                    array = zarr.open_array(store, mode="r")
+                    yield _ChannelsLast(array) if planar else array
+                    store.close()
+            except (tifffile.TiffFileError, RuntimeError) as error:
+                codec = type(error).__module__.startswith("imagecodecs")
+                if isinstance(error, RuntimeError) and not codec:
+                    raise
+                raise UserError(f"{self.image} is damaged ({error}): copy it again") from None
+
+
+def _whole_series(tiff: TiffFile, path: Path) -> TiffPageSeries:
+    """First image of a file that holds all the bytes that its directory promises."""
+    if not tiff.series:
+        raise UserError(f"{path} lists no image, its end may be missing: copy it again")
+    series = tiff.series[0]
+    pages = [page.keyframe if page is None else page for page in series.levels[0].pages]
+    end = max(
+        offset + size
+        for page in pages
+        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
+    if end > tiff.filehandle.size:
+        raise UserError(f"{path} ends after {tiff.filehandle.size} of {end} bytes: copy it again")
+    return series
 
 
 def open_slide(outs_dir: Path | str, image: Path | str | None = None) -> Slide:
@@ -558,12 +582,14 @@ def _find_image(outs: Path, image: Path | str | None) -> Path:
 def _read_scale(path: Path) -> float:
     try:
         scales = json.loads(path.read_text())
-        bin_um, microns_per_pixel = scales["bin_size_um"], scales["microns_per_pixel"]
-    except (json.JSONDecodeError, KeyError) as error:
+        bin_um, microns_per_pixel = scales["bin_size_um"], float(scales["microns_per_pixel"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is incomplete ({error}): copy it again") from None
+    if not (np.isfinite(microns_per_pixel) and microns_per_pixel > 0):
+        raise UserError(f"{path}: microns_per_pixel is {microns_per_pixel}: copy it again")
     if bin_um != BIN_UM:
         raise UserError(f"{path}: bin_size_um is {bin_um}, not {BIN_UM}: give the {SQUARE} output")
-    return float(microns_per_pixel)
+    return microns_per_pixel
 
 
 def _read_array_shape(path: Path) -> tuple[int, int]:

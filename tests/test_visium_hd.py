@@ -526,7 +526,7 @@ def test_image_that_is_not_8_bit_rgb(outs, tmp_path):
         pass
     (tmp_path / "he.tif").write_bytes(b"no TIFF")
     with (
-        pytest.raises(UserError, match="not a TIFF image"),
+        pytest.raises(UserError, match="not a readable TIFF image"),
         open_slide(outs, tmp_path / "he.tif").open_image(),
     ):
         pass
