@@ -332,7 +332,9 @@ def run_folder(tmp_path_factory) -> Path:
     """A run of a linear decoder of three genes."""
     folder = tmp_path_factory.mktemp("run")
     preset = load_preset("smoke")
-    linear = {name: arm.model_copy(update={"decoder": "linear"}) for name, arm in preset.arms.items()}
+    linear = {
+        name: arm.model_copy(update={"decoder": "linear"}) for name, arm in preset.arms.items()
+    }
     preset = preset.model_copy(update={"arms": linear})
     decoder = build_decoder("linear", 4, len(GENES), -3.0, preset.decoder)
     model = Model(decoder, torch.zeros(1, 4, 1, 1), torch.ones(1, 4, 1, 1), "exp")
@@ -436,7 +438,9 @@ def sound(tmp_path_factory) -> Path:
     y, x, size = turned_grid(shape, (False, True, False), degrees=1.0)
     image = rng.integers(120, 240, (*size, 3)).astype(np.uint8)
     counts = rng.poisson(0.2, (3, *shape))
-    outs = write_outs(tmp_path_factory.mktemp("sound") / "outs", counts, GENES, y=y, x=x, image=image)
+    outs = write_outs(
+        tmp_path_factory.mktemp("sound") / "outs", counts, GENES, y=y, x=x, image=image
+    )
     read_section(outs)
     return outs
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.slow
+from sparsity_trap import files
+from sparsity_trap.config import UserError
 
 TINY = """
 patients: [P1, P5]
@@ -151,6 +153,7 @@ def differences(made: dict[str, bytes], reference: dict[str, bytes]) -> list[str
     )
 
 
+@pytest.mark.slow
 def test_chain_killed_at_any_moment(tmp_path, undisturbed):
     kills = int(os.environ.get("SPARSITY_TRAP_KILLS", "10"))
     draw = random.Random(int(os.environ.get("SPARSITY_TRAP_KILL_SEED", "7")))
@@ -217,9 +220,10 @@ def make(folder: Path, *arguments: str, **options: object) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_make_killed_and_started_again_twice_at_once(tmp_path, undisturbed):
     """Killed in a data and in a training notebook; then two at once, of which one waits."""
-    folder = copy_of_the_program(tmp_path / "program")
+    folder = copy_of_the_program(tmp_path / "a b'ü")
     draw = random.Random(5)
     for glob in ("stores/.*.partial", "checkpoints/*"):
         process = make(folder)
@@ -236,7 +240,96 @@ def test_make_killed_and_started_again_twice_at_once(tmp_path, undisturbed):
     both = [make(folder), make(folder)]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert sum("another make works in this checkout" in text for text in said) == 1
+    assert sum("another make works in this checkout" in text for text in said) == 1, said
     lost = differences(content(folder), undisturbed())
     print(f"2 faults, {2 * (not lost)} recovered, {len(lost)} lost")
     assert lost == [] and half_written(folder) == []
+
+
+# --- leftovers, and folders that cannot be used ---------------------------------------------------
+
+
+def gone() -> int:
+    """Number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    path = tmp_path / "store"
+    dead, alive, elsewhere = (
+        tmp_path / f".store.{host}.{process}.partial"
+        for host, process in ((files._HOST, gone()), (files._HOST, os.getppid()), ("node7", gone()))
+    )
+    other = tmp_path / f".store2.{files._HOST}.{gone()}.partial"
+    for left in (dead, alive, elsewhere, other):
+        left.mkdir()
+        (left / "half").write_text("half")
+    with files.building(path) as partial:
+        partial.write_text("whole")
+    assert path.read_text() == "whole"
+    assert set(tmp_path.iterdir()) == {path, alive, elsewhere, other}
+
+
+def test_what_was_set_aside_when_the_process_was_killed_comes_back(tmp_path):
+    """Killed between setting the old folder aside and moving the new one into its place."""
+    old = tmp_path / f".store.{files._HOST}.{gone()}.old"
+    old.mkdir()
+    (old / "data").write_text("whole")
+    with pytest.raises(ZeroDivisionError), files.building(tmp_path / "store"):
+        raise ZeroDivisionError
+    assert (tmp_path / "store" / "data").read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [tmp_path / "store"]
+
+
+def execute(output: Path, **options: object) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    command = [sys.executable, "workflow/execute_notebook.py", "notebooks/02_train.py", str(output)]
+    return subprocess.run(
+        [*command, "preset=smoke", "arm=E"], cwd=ROOT, env=env, capture_output=True, text=True,
+        check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_temporary_folder_that_cannot_be_used(tmp_path):
+    deep = tmp_path / ("long" * 20) / ("long" * 20)
+    deep.mkdir(parents=True)
+    done = execute(tmp_path / "out.ipynb", env={"TMPDIR": str(deep)})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "is too long a path for sockets: set TMPDIR to a shorter one" in done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / deep.relative_to(tmp_path).parts[0]]
+
+
+def test_no_temporary_folder(monkeypatch, tmp_path):
+    sys.path.insert(0, str(ROOT / "workflow"))
+    import execute_notebook
+
+    def unusable() -> list[str]:
+        return [str(tmp_path / "missing")]
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", unusable)
+    with pytest.raises(UserError, match="no folder for temporary files .*: set TMPDIR"):
+        execute_notebook.execute(ROOT / "notebooks" / "02_train.py", tmp_path / "out.ipynb", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def not_root():
+    """Root may write everywhere, so act as nobody."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(os.getuid())
+
+
+def test_results_folder_that_may_only_be_read(tmp_path, not_root):
+    folder = Path("/usr")
+    for path in (folder / "store", folder / "results" / "store"):
+        with (
+            pytest.raises(UserError, match=r"cannot be written \(.*\): make .* writable for you"),
+            files.building(path) as partial,
+        ):
+            partial.mkdir()

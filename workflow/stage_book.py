@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import bench_tables
 import book_tables
 import nbformat
 
@@ -33,73 +34,6 @@ def as_page(path: Path) -> nbformat.NotebookNode:
         elif "injected-parameters" in tags:
             cell.metadata["tags"] = [*tags, "remove-cell"]
     return notebook
-
-
-def ingest_table(path: Path) -> str:
-    """Benchmark of reading as a Markdown table, or a sentence where none has been measured."""
-    if not path.is_file():
-        return "Not measured yet: `make bench` does it.\n"
-    bench = json.loads(path.read_text())
-    names = {
-        "scanpy": "`scanpy.read_10x_h5` and subsetting",
-        "matrix": "matrix",
-        "matrix and totals": "matrix, with totals of all genes",
-        "feature_slice": "`feature_slice.h5`",
-        "inflate matrix": "*bound:* inflating the matrix alone",
-        "inflate feature_slice": "*bound:* inflating the slices alone",
-        "sort feature_slice": "*bound:* putting their entries in order, once in memory",
-    }
-    sizes = bench["sections"]
-    lines = [
-        "| seconds (peak MB) | "
-        + " | ".join(f"{s['million_bins']:g} M bins" for s in sizes)
-        + " |",
-        "|---" * (len(sizes) + 1) + "|",
-    ]
-    for key, name in names.items():
-        cells = [s["readers"].get(key) for s in sizes]
-        text = [f"{c['seconds']:.2f} ({c['peak_mb']:.0f})" if c else "–" for c in cells]
-        lines.append(f"| {name} | " + " | ".join(text) + " |")
-    for reader in ("matrix", "feature_slice"):
-        faster = [s["times_faster_than_scanpy"].get(reader) for s in sizes]
-        text = [f"{f:.1f} ×" if f else "–" for f in faster]
-        lines.append(f"| {names[reader]}, faster than scanpy | " + " | ".join(text) + " |")
-    lines += _ingest_notes(sizes[-1], bench["twice_other_nonzeros"])
-    side = bench["image_pixels"]
-    for key, name in (("patch images", "images"), ("patches", "whole patch store")):
-        cell = bench["patches"][key]
-        lines.append(
-            f"\n{name.capitalize()} of {cell['patches']} patches from a BigTIFF of {side:,} × "
-            f"{side:,} pixels, {bench['image_counts']:,} counts: {cell['seconds']:.0f} s, peak "
-            f"{cell['peak_mb']:.0f} MB."
-        )
-    same = all(s["arrays_equal"] for s in sizes)
-    lines.append(
-        f"\nMeasured on {bench['hardware']}, commit {bench['commit']}. The readers returned "
-        f"{'identical' if same else '**different**'} arrays. Note: {bench['note']}."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _ingest_notes(largest: dict, twice: dict) -> list[str]:
-    """What bounds the reading, and what memory depends on, of the largest section measured."""
-    entries = largest["panel_nonzeros"]
-    seconds = {name: row.get("seconds") for name, row in largest["readers"].items()}
-    memory = largest["readers"]["matrix"]["peak_mb"], twice["readers"]["matrix"]["peak_mb"]
-    return [
-        f"\nWhat bounds the {seconds['feature_slice']:.2f} s through `feature_slice.h5` at "
-        f"{largest['million_bins']:g} M bins: inflating takes {seconds['inflate feature_slice']:.2f} s, "
-        f"and putting {entries / 1e6:.1f} M entries of the panel in the order of bins "
-        f"{seconds['sort feature_slice']:.2f} s "
-        f"({seconds['sort feature_slice'] / entries * 1e9:.0f} ns each). The rest is the tissue mask "
-        f"and {entries * 6 / 1e6:.0f} MB of result. Inflating the matrix takes "
-        f"{seconds['inflate matrix']:.2f} s of {seconds['matrix']:.2f} s.",
-        f"\nThe same bins and panel with {twice['nonzeros'] / 1e6:.0f} M instead of "
-        f"{largest['nonzeros'] / 1e6:.0f} M non-zero entries: peak {memory[1]:.0f} instead of "
-        f"{memory[0]:.0f} MB through the matrix. Memory grows with bins (by 8 to 12 bytes each) and "
-        "entries of the panel (by 6 bytes each in the result, as many while it is put together), "
-        "not with entries of other genes.",
-    ]
 
 
 if __name__ == "__main__":
@@ -137,5 +71,5 @@ if __name__ == "__main__":
         }
         for name, text in pages.items():
             (folder / name).write_text(text)
-        bench = ROOT / "results" / "bench" / "ingest.json"
-        (folder / "ingest.md").write_text(ingest_table(bench))
+        for name, table in bench_tables.TABLES.items():
+            (folder / f"bench_{name}.md").write_text(table(ROOT / "results" / "bench"))

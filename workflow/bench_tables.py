@@ -1,0 +1,153 @@
+"""Benchmarks as Markdown, from the files in results/bench, or a sentence where one is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+_MISSING = "Not measured yet: `make {}` does it.\n"
+
+
+def ingest(folder: Path) -> str:
+    """Seconds and memory of each reader, and what bounds them."""
+    path = folder / "ingest.json"
+    if not path.is_file():
+        return _MISSING.format("bench")
+    bench = json.loads(path.read_text())
+    names = {
+        "scanpy": "`scanpy.read_10x_h5` and subsetting",
+        "matrix": "matrix",
+        "matrix and totals": "matrix, with totals of all genes",
+        "feature_slice": "`feature_slice.h5`",
+        "inflate matrix": "*bound:* inflating the matrix alone",
+        "inflate feature_slice": "*bound:* inflating the slices alone",
+        "sort feature_slice": "*bound:* putting their entries in order, once in memory",
+    }
+    sizes = bench["sections"]
+    lines = [
+        "| seconds (peak MB) | "
+        + " | ".join(f"{s['million_bins']:g} M bins" for s in sizes)
+        + " |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for key, name in names.items():
+        cells = [s["readers"].get(key) for s in sizes]
+        text = [f"{c['seconds']:.2f} ({c['peak_mb']:.0f})" if c else "–" for c in cells]
+        lines.append(f"| {name} | " + " | ".join(text) + " |")
+    for reader in ("matrix", "feature_slice"):
+        faster = [s["times_faster_than_scanpy"].get(reader) for s in sizes]
+        text = [f"{f:.1f} ×" if f else "–" for f in faster]
+        lines.append(f"| {names[reader]}, faster than scanpy | " + " | ".join(text) + " |")
+    lines += _ingest_notes(sizes[-1], bench["twice_other_nonzeros"])
+    side = bench["image_pixels"]
+    for key, name in (("patch images", "images"), ("patches", "whole patch store")):
+        cell = bench["patches"][key]
+        lines.append(
+            f"\n{name.capitalize()} of {cell['patches']} patches from a BigTIFF of {side:,} × "
+            f"{side:,} pixels, {bench['image_counts']:,} counts: {cell['seconds']:.0f} s, peak "
+            f"{cell['peak_mb']:.0f} MB."
+        )
+    same = all(s["arrays_equal"] for s in sizes)
+    lines.append(
+        f"\nMeasured on {bench['hardware']}, commit {bench['commit']}. The readers returned "
+        f"{'identical' if same else '**different**'} arrays. Note: {bench['note']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _ingest_notes(largest: dict, twice: dict) -> list[str]:
+    """What bounds the reading, and what memory depends on, of the largest section measured."""
+    entries = largest["panel_nonzeros"]
+    seconds = {name: row.get("seconds") for name, row in largest["readers"].items()}
+    memory = largest["readers"]["matrix"]["peak_mb"], twice["readers"]["matrix"]["peak_mb"]
+    return [
+        f"\nWhat bounds the {seconds['feature_slice']:.2f} s through `feature_slice.h5` at "
+        f"{largest['million_bins']:g} M bins: inflating takes {seconds['inflate feature_slice']:.2f} s, "
+        f"and putting {entries / 1e6:.1f} M entries of the panel in the order of bins "
+        f"{seconds['sort feature_slice']:.2f} s "
+        f"({seconds['sort feature_slice'] / entries * 1e9:.0f} ns each). The rest is the tissue mask "
+        f"and {entries * 6 / 1e6:.0f} MB of result. Inflating the matrix takes "
+        f"{seconds['inflate matrix']:.2f} s of {seconds['matrix']:.2f} s.",
+        f"\nThe same bins and panel with {twice['nonzeros'] / 1e6:.0f} M instead of "
+        f"{largest['nonzeros'] / 1e6:.0f} M non-zero entries: peak {memory[1]:.0f} instead of "
+        f"{memory[0]:.0f} MB through the matrix. Memory grows with bins (by 8 to 12 bytes each) and "
+        "entries of the panel (by 6 bytes each in the result, as many while it is put together), "
+        "not with entries of other genes.",
+    ]
+
+
+def metrics(folder: Path) -> str:
+    """Seconds and memory of scoring, against a loop over scipy and scikit-image."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return _MISSING.format("bench")
+    bench = json.loads(path.read_text())
+    names = {
+        "scipy and scikit-image": "loop over scipy and scikit-image",
+        "pcc and ssim": "PCC and SSIM",
+        "GeneScores": "every score of a run in one pass",
+    }
+    lines = ["| | seconds | peak MB | times faster |", "|---|---|---|---|"]
+    for key, row in bench["scorers"].items():
+        faster = f"{row['times_faster']:.1f} ×" if "times_faster" in row else "–"
+        name = names.get(key, key)
+        lines.append(f"| {name} | {row['seconds']:.1f} | {row['peak_mb']:.0f} | {faster} |")
+    worst = max(
+        (
+            d
+            for row in bench["scorers"].values()
+            for d in row.get("largest_difference", {}).values()
+        ),
+        default=float("nan"),
+    )
+    lines.append(
+        f"\n{bench['patches']} patches of {bench['genes']} genes on {bench['hardware']}, "
+        f"{bench['threads']} threads, commit {bench['commit']}; largest difference of any score "
+        f"{worst:.0e}. Note: {bench['note']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def training(folder: Path) -> str:
+    """A training step against its floor and the published way, and how both grow."""
+    path = folder / "training.json"
+    if not path.is_file():
+        return _MISSING.format("bench-train")
+    bench = json.loads(path.read_text())
+    lines = [
+        "| precision | s per epoch | ms per batch | decoder and loss alone, ms | floor, ms | over floor | bound by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for precision, run in bench["run"].items():
+        floor = max(run["floor_compute_milliseconds"], run["floor_memory_milliseconds"])
+        lines.append(
+            f"| {precision} | {run['seconds_per_epoch']:.2f} | {run['milliseconds_per_batch']:.1f} | "
+            f"{run['milliseconds_of_decoder_and_loss']:.1f} | {floor:.1f} | "
+            f"{run['measured_over_floor']:.1f} × | {run['bound_by']} |"
+        )
+    run, way = next(iter(bench["run"].values())), bench["published_way"]
+    lines.append(
+        f"\nArm {bench['arm']} at the size of preset `{bench['preset']}`: {run['patches']} training "
+        f"patches, batch {run['batch_size']}, {run['parameters']:,} parameters, "
+        f"{run['gflop_per_batch']:.1f} GFLOP and {run['gb_per_batch']:.2f} GB per batch. The "
+        "published way (open PNGs, encode the image in every step, loop on the host) takes "
+        f"{way['times_slower_per_epoch']:.1f} times as long per epoch."
+    )
+    if bench["encoder"]:
+        encoder = bench["encoder"]
+        lines.append(
+            f"\nEncoding with the Virchow2 architecture: {encoder['patches_per_second']:.0f} patches "
+            f"per second, {encoder['share_of_matmul_rate']:.0%} of the measured matrix rate."
+        )
+    lines += ["\n| patches | genes | views | ms per patch | peak GB |", "|---|---|---|---|---|"]
+    for row in bench["growth"]:
+        cells = row.get("failed") or (f"{row['milliseconds_per_patch']:.0f} | {row['peak_gb']:.2f}")
+        lines.append(f"| {row['patches']} | {row['genes']} | {row['views']} | {cells} |")
+    lines.append(
+        f"\nMeasured on {bench['hardware']}, {bench['threads']} thread(s), commit "
+        f"{bench['commit']}. Note: {bench['note']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"ingest": ingest, "metrics": metrics, "training": training}
