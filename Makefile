@@ -73,7 +73,7 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 	@$(BIN)/python -m benchmarks.training
 
 test: $(STAMP)  ## run the tests, the smoke book among them
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup
 
 lint: $(STAMP)  ## check style
 	@$(BIN)/ruff check .

@@ -12,6 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of the smoke book in one process, and begin with them: they take longest."""
+
+    def reads_book(item: pytest.Item) -> bool:
+        return "smoke_book" in getattr(item, "fixturenames", ())
+
+    for item in filter(reads_book, items):
+        item.add_marker(pytest.mark.xdist_group("book"))
+    items.sort(key=lambda item: not reads_book(item))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real validation data; tests that need it are skipped where it is absent."""

@@ -202,28 +202,30 @@ def descendants(process: int) -> list[int]:
     return found
 
 
-def make(folder: Path, *arguments: str, **options: object) -> subprocess.Popen:
-    env = {k: v for k, v in environment(folder).items() if k != "PYTHONPATH"}
-    targets = [str(FOLDER / "runs" / f"{arm}-P5-s0") for arm in "DE"]
-    override = f"results: $(STAMP)\n\t@$(SNAKEMAKE) --logger sparsity-trap -- {' '.join(targets)}\n"
-    text = (ROOT / "Makefile").read_text()
+def with_target(folder: Path) -> Path:
+    """Add `make runs` to a copy: sections, stores, tokens and runs, without analyses and book."""
+    text = (folder / "Makefile").read_text()
     if "alone.py" not in text:
-        text = text.replace(
-            "SNAKEMAKE = $(BIN)/snakemake",
-            "SNAKEMAKE = $(BIN)/python workflow/alone.py .snakemake/running $(BIN)/snakemake --nolock",
-        )
-    (folder / "Makefile").write_text(text + override)
+        alone = "$(BIN)/python workflow/alone.py .snakemake/running"
+        text = text.replace("= $(BIN)/snakemake", f"= {alone} $(BIN)/snakemake --nolock")
+    targets = [str(FOLDER / "runs" / f"{arm}-P5-s0") for arm in "DE"]
+    text += f"runs: $(STAMP)\n\t@$(SNAKEMAKE) --logger sparsity-trap -- {' '.join(targets)}\n"
+    (folder / "Makefile").write_text(text)
+    return folder
+
+
+def make(folder: Path) -> subprocess.Popen:
+    env = {k: v for k, v in environment(folder).items() if k != "PYTHONPATH"}
     return subprocess.Popen(
-        ["make", "results", "PRESET=tiny", "CORES=2", "GPUS=2", *arguments],
-        cwd=folder, env=env, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        ["make", "runs", "PRESET=tiny", "CORES=2", "GPUS=2"], cwd=folder, env=env, text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_make_killed_and_started_again_twice_at_once(tmp_path, undisturbed):
     """Killed in a data and in a training notebook; then two at once, of which one waits."""
-    folder = copy_of_the_program(tmp_path / "a b'ü")
+    folder = with_target(copy_of_the_program(tmp_path / "a b'ü"))
     draw = random.Random(5)
     for glob in ("stores/.*.partial", "checkpoints/*"):
         process = make(folder)

@@ -117,7 +117,7 @@ def test_notebook_parameters_are_checked(tmp_path, parameters, sentence):
 def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
     folder = smoke_book / "results" / "smoke" / "notebooks"
     notebooks = sorted(folder.glob("*.ipynb"))
-    assert len(notebooks) == 3 + 2 + 3 + 1
+    assert len(notebooks) == 3 + 2 + 6 + 1 + 1
     for path in notebooks:
         cells = nbformat.read(path, as_version=4).cells
         assert any("injected-parameters" in c.metadata.get("tags", []) for c in cells)
