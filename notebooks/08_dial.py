@@ -15,7 +15,7 @@ source = ""
 cohort = ""
 
 # %% tags=["remove-cell"]
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from sparsity_trap import comparisons, control_figures, results
 from sparsity_trap.cohort import open_preset
@@ -38,18 +38,15 @@ table = comparisons.long_table(settings, results.load_all(settings))
 # Per doubling of the width, the gain changes by {val}`dial.bin_um.slope:+.4f` ({val}`dial.bin_um.ci_low:+.4f` to {val}`dial.bin_um.ci_high:+.4f`).
 # :::
 
-# %% tags=["remove-input"]
-dials = comparisons.dials(table)
-Markdown("" if dials else "**This preset does not train the dial.**")
-
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dial", "caption": "Gain of Poisson over MSE at matched link and bias against the mean count of the bins that the loss sees, with 95 % intervals over genes. Left: training counts thinned. Right: bins summed."}, "image": {"alt": "Curves of the gain against mean count for thinning and for bin width"}}
+dials = comparisons.dials(table)
 titles = {"keep": "training counts thinned", "bin_um": "bins summed"}
 if dials:
-    display(
-        control_figures.dial_curves(
-            {titles[name]: dial for name, dial in dials.items()}, settings.source
-        )
-    )
+    named = {titles[name]: dial for name, dial in dials.items()}
+    figure = control_figures.dial_curves(named, settings.source)
+else:
+    figure = control_figures.not_trained("the dial")
+figure
 
 # %% tags=["remove-input"]
 for dial in dials.values():

@@ -24,6 +24,14 @@ _LOSS_COLOURS = {"mse": MSE_COLOUR, "poisson": POISSON_COLOUR}
 _LOSS_NAMES = {"mse": "MSE", "poisson": "Poisson"}
 
 
+def not_trained(what: str) -> Figure:
+    """In place of an exhibit whose arms the preset does not train."""
+    figure = Exhibit(figsize=(6.4, 0.8))
+    text = f"The preset of this build does not train {what}."
+    figure.text(0.5, 0.5, text, ha="center", va="center", color="#777777", style="italic")
+    return figure
+
+
 def effects_forest(effects: pd.DataFrame, source: str) -> Figure:
     """Main effects and two-way interactions with their 95 % intervals.
 
