@@ -96,6 +96,9 @@ class Encoder(_Strict):
     """The frozen encoder and the augmented views it sees once."""
 
     name: str = Field("filterbank", description="a short name of encoders.ENCODERS, or timm:<name>")
+    rehearsal: str | None = Field(
+        None, description="takes the place of name for simulated sections, which need no weights"
+    )
     dihedral: bool = Field(True, description="cache all eight flips and rotations")
     jitter_views: int = Field(1, ge=0, description="colour-jittered copies per dihedral view")
     jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Field(ge=0, le=0.5)]] = Field(
@@ -324,9 +327,13 @@ def load_preset(name: str, source: str = "") -> Preset:
     if source and source != content.get("source", "simulated"):
         content |= {"name": f"{name}-{source}", "source": source}
     try:
-        return Preset.model_validate(content)
+        preset = Preset.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}") from None
+    if preset.source != "spaceranger" and preset.encoder.rehearsal:
+        encoder = preset.encoder.model_copy(update={"name": preset.encoder.rehearsal})
+        preset = preset.model_copy(update={"encoder": encoder})
+    return preset
 
 
 def read_yaml(path: Path) -> dict:

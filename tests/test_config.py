@@ -125,3 +125,8 @@ def test_the_published_contrast_can_be_taken_apart():
     assert cells >= set(
         itertools.product(("mse", "poisson"), PUBLISHED_BIAS, PUBLISHED_BIAS.values())
     )
+
+
+def test_a_rehearsal_of_the_paper_needs_no_weights():
+    assert load_preset("paper").encoder.name == "virchow2"
+    assert load_preset("paper", "simulated").encoder.name == "filterbank"
