@@ -36,6 +36,8 @@ runs:
   - {arms: [D, E], test_patients: [P5]}
 """
 FOLDER = Path("results/tiny")
+#: Files that hold the times at which something ran; of the log, all but these is compared.
+_MOMENTS = "provenance.json", "log.jsonl", ".snakemake_timestamp"
 #: What is being written while a phase goes on, beside the results of the step.
 PHASES = {
     "simulation": "sections/*/.outs.*.partial",
@@ -113,7 +115,7 @@ def content(folder: Path) -> dict[str, bytes]:
     found = {}
     for part in ("sections", "stores", "tokens", "runs"):
         for path in sorted((folder / FOLDER / part).rglob("*")):
-            if path.is_file() and path.name not in ("provenance.json", "log.jsonl"):
+            if path.is_file() and path.name not in _MOMENTS:
                 found[str(path.relative_to(folder / FOLDER))] = path.read_bytes()
     for path in (folder / FOLDER / "runs").glob("*/log.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
