@@ -19,7 +19,9 @@ STAMP := $(VENV)/.installed
 export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
-SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) \
+# Snakemake's own lock outlives a killed run; alone.py's ends with it.
+SNAKEMAKE = $(BIN)/python workflow/alone.py .snakemake/running $(BIN)/snakemake --nolock $(OPTIONS)
+OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) \
 	$(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE)) \
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
@@ -56,7 +58,7 @@ results: $(STAMP)  ## run the preset without building the book
 	@$(SNAKEMAKE) --logger sparsity-trap -- results
 
 plan: $(STAMP)  ## list the steps that `make book` would run
-	@$(SNAKEMAKE) --dry-run --quiet host reason -- book
+	@$(BIN)/snakemake $(OPTIONS) --dry-run --quiet host reason -- book
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
 	@$(BIN)/python -m sparsity_trap.doctor --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
@@ -73,7 +75,7 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 	@$(BIN)/python -m benchmarks.training
 
 test: $(STAMP)  ## run the tests, the smoke book among them
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
 
 lint: $(STAMP)  ## check style
 	@$(BIN)/ruff check .

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+# Tests share the cores among processes, not among the threads of each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of the smoke book in one process, and begin with them: they take longest."""
 
@@ -47,7 +51,7 @@ def smoke_book(tmp_path_factory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))}
     done = subprocess.run(
         ["make", "book", "PRESET=smoke"], cwd=folder, capture_output=True, text=True,
         env=environment,

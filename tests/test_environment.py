@@ -33,7 +33,6 @@ BROUGHT_BY = {
     "shapely": "squidpy",
     "spatialdata": "squidpy",
     "huggingface-hub": "timm",
-    "numba": "scanpy",
     "numpy": "scipy",
     "pillow": "matplotlib",
     "nbformat": "papermill",

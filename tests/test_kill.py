@@ -74,7 +74,8 @@ def copy_of_the_program(folder: Path) -> Path:
         ignored = shutil.ignore_patterns("__pycache__", "executed")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("Makefile", "pyproject.toml", "requirements.lock.txt", "_config.yml", "_toc.yml"):
-        shutil.copy2(ROOT / name, folder / name)
+        shutil.copyfile(ROOT / name, folder / name)
+        os.utime(folder / name, (0, 0))  # older than the environment, which is there already
     (folder / ".venv").symlink_to(ROOT / ".venv")
     (folder / "presets" / "tiny.yaml").write_text(TINY)
     return folder

@@ -391,6 +391,7 @@ def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_pat
         predict_image(run_dir, glass, 0.5, mask=run_dir / "provenance.json")
 
 
+@pytest.mark.slow
 def test_notebook_writes_both_bin_sizes(smoke_book, tmp_path):
     import scanpy as sc
 
