@@ -47,6 +47,12 @@ _POSITION_COLUMNS = (
 )
 _BATCH = 100_000  # rows of the positions table held at a time
 _BLOCK = 400_000  # entries of one piece of work
+_LARGEST_GRID = 20_000  # bins a side; a capture area of 6.5 mm has 3350
+#: Datasets of a matrix and the kinds of value they hold; fractions are refused as counts later.
+_MATRIX = {
+    "barcodes": "SO", "data": "iuf", "indices": "iu", "indptr": "iu",
+    "features/name": "SO", "features/feature_type": "SO",
+}  # fmt: skip
 _PAIR = "give both files of the same section"  # remedy where two files disagree
 
 
@@ -601,6 +607,11 @@ def _read_array_shape(path: Path) -> tuple[int, int]:
             largest = [max(a, int(b.max())) for a, b in zip(largest, batch, strict=True)]
     if min(largest) < 0:
         raise UserError(f"{path} lists no bins: copy it again")
+    if max(largest) >= _LARGEST_GRID:
+        raise UserError(
+            f"{path} lists array row {largest[0]} and column {largest[1]}, more than any slide has: "
+            "copy it again"
+        )
     return largest[0] + 1, largest[1] + 1
 
 
@@ -632,6 +643,19 @@ def _open_table(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
                 raise UserError(
                     f"{path} has no column {', '.join(missing)}: give Space Ranger's own table"
                 )
+            for name in columns:
+                kind = table.schema_arrow.field(name).type
+                whole = pa.types.is_integer(kind)
+                if not (whole or (name.startswith("pxl_") and pa.types.is_floating(kind))):
+                    raise UserError(
+                        f"{path}: column {name} holds {kind}, not numbers: give Space Ranger's own "
+                        "table"
+                    )
+            if table.metadata.num_rows > _LARGEST_GRID**2:
+                raise UserError(
+                    f"{path} claims {table.metadata.num_rows} rows, more than bins of any slide: "
+                    "copy it again"
+                )
             yield table
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
@@ -641,8 +665,17 @@ def _open_table(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[list[np.ndarray]]:
     with _open_table(path, columns) as table:
         for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
-            if batch.num_rows:
-                yield [batch.column(name).to_numpy(zero_copy_only=False) for name in columns]
+            if not batch.num_rows:
+                continue
+            values = [batch.column(name).to_numpy(zero_copy_only=False) for name in columns]
+            for name, column in zip(columns, values, strict=True):
+                if not name.startswith("pxl_") and (
+                    batch.column(name).null_count or column.min() < 0
+                ):
+                    raise UserError(
+                        f"{path}: column {name} has a negative or missing value: copy it again"
+                    )
+            yield values
 
 
 @contextmanager
@@ -652,14 +685,25 @@ def _open_h5(path: Path, what: str) -> Iterator[h5py.File]:
     try:
         with h5py.File(path) as file:
             yield file
-    except (KeyError, OSError) as error:
+    except (KeyError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a whole {what} ({error}): copy it again") from None
 
 
 @contextmanager
 def _open_matrix(path: Path) -> Iterator[h5py.Group]:
     with _open_h5(path, "Space Ranger matrix, version 3") as file:
-        yield file["matrix"]
+        matrix = file["matrix"]
+        for name, kinds in _MATRIX.items():
+            values = matrix.get(name)  # a missing one is reported where it is needed
+            if values is not None and (
+                getattr(values, "ndim", None) != 1 or values.dtype.kind not in kinds
+            ):
+                raise UserError(
+                    f"{path}: {name} is not laid out as Space Ranger does, version 3: copy it again"
+                )
+        if len(matrix["features/name"]) != len(matrix["features/feature_type"]):
+            raise UserError(f"{path}: features have more names than types: copy it again")
+        yield matrix
 
 
 def _names(features: h5py.Group) -> list[str | None]:

@@ -51,7 +51,9 @@ def smoke_book(tmp_path_factory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))
+    }
     done = subprocess.run(
         ["make", "book", "PRESET=smoke"], cwd=folder, capture_output=True, text=True,
         env=environment,

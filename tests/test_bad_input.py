@@ -558,35 +558,9 @@ SECTION_FAULTS |= {
 }
 
 
-READER = pytest.mark.xfail(strict=True, reason="visium_hd does not check this yet")
-#: Faults that still end in an exception of a library.
-OPEN = {
-    "h5 names of features as numbers",
-    "h5 names that are no UTF-8",
-    "h5 fewer types than names",
-    "h5 matrix of two axes",
-    "h5 data as text",
-    "h5 indices as real numbers",
-    "h5 pointers of two axes",
-    "h5 features a dataset",
-    "h5 scalar pointers",
-    "parquet negative rows",
-    "parquet rows as text",
-    "parquet rows as words",
-    "parquet rows missing",
-    "parquet grid of 10^9",
-    "parquet pixels as words",
-    "parquet lists",
-}
-assert set(SECTION_FAULTS) >= OPEN
-
-
 @pytest.mark.parametrize(
     ("spoil", "named"),
-    [
-        pytest.param(*fault, id=name, marks=[READER] * (name in OPEN))
-        for name, fault in SECTION_FAULTS.items()
-    ],
+    [pytest.param(*fault, id=name) for name, fault in SECTION_FAULTS.items()],
 )
 def test_section_that_cannot_be_read(outs, spoil, named):
     spoil(outs)
@@ -677,7 +651,7 @@ except UserError as error:
 @pytest.mark.parametrize(
     ("spoil", "named", "read"),
     [
-        pytest.param(huge_parquet, POSITIONS.name, "read_section", marks=READER),
+        (huge_parquet, POSITIONS.name, "read_section"),
         (huge_matrix, MATRIX.name, "read_section"),
         (huge_tiff, IMAGE.name, "read_section"),
         (lambda run: huge_genes(run), "run", "load_model"),

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))
+    }
     return subprocess.run(
         ["make", *arguments], cwd=folder, capture_output=True, text=True, env=environment
     )
