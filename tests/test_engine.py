@@ -193,7 +193,17 @@ def start(preset, root, *arms, launcher=(), **options):
     return subprocess.Popen(command, env=environment, text=True, **options)
 
 
+@pytest.fixture
+def one_thread():
+    """As in the processes of `start`: sums depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_killed_run_ends_as_an_uninterrupted_one(preset):
     """Killed by the system, where nothing can tidy up."""
     preset = changed(preset, {"X": E}, epochs=25, patience=25)

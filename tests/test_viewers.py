@@ -290,6 +290,10 @@ def test_losses_and_gradients_agree_with_autograd(name, count):
 # --- in a browser ---------------------------------------------------------------------------------
 
 
+class Navigated(Exception):
+    """The page changed while it was waiting for something."""
+
+
 class Chromium:
     """Headless Chromium without network, driven over a pair of pipes (DevTools protocol)."""
 
@@ -329,6 +333,8 @@ class Chromium:
         while True:
             message = self._read()
             if message.get("id") == self._number:
+                if "navigated" in message.get("error", {}).get("message", ""):
+                    raise Navigated
                 assert "error" not in message, message
                 return message["result"]
 
@@ -364,7 +370,10 @@ class Chromium:
                 else setTimeout(look, 20);
             }})();
         }})"""
-        answer = self("Runtime.evaluate", expression=code, awaitPromise=True)
+        try:
+            answer = self("Runtime.evaluate", expression=code, awaitPromise=True)
+        except Navigated:  # the page that was asked is gone: ask the next one
+            answer = self("Runtime.evaluate", expression=code, awaitPromise=True)
         assert "exceptionDetails" not in answer, f"never true: {expression}"
 
     def key(self, key: str) -> None:
