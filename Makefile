@@ -75,7 +75,7 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 	@$(BIN)/python -m benchmarks.training
 
 test: $(STAMP)  ## run the tests, the smoke book among them
-	@$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(CORES)
 
 lint: $(STAMP)  ## check style
 	@$(BIN)/ruff check .

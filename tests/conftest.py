@@ -15,16 +15,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of the smoke book in one process, and begin with them: they take longest."""
+#: Test files that read the smoke book: one process builds it for them all, and begins with them.
+BOOK_FILES = ("test_book.py", "test_predict.py", "test_workflow.py")
 
-    def reads_book(item: pytest.Item) -> bool:
-        return "smoke_book" in getattr(item, "fixturenames", ())
 
-    for item in filter(reads_book, items):
-        item.add_marker(pytest.mark.xdist_group("book"))
-    items.sort(key=lambda item: not reads_book(item))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Give `BOOK_FILES` to one process; every other test is work of its own."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneBook(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "book" if Path(nodeid.split("::")[0]).name in BOOK_FILES else nodeid
+
+    return OneBook(config, log)
 
 
 @pytest.fixture(scope="session")
