@@ -305,7 +305,7 @@ def check_counts(name: str, section: Section) -> None:
     foreign = barcodes[~np.char.startswith(barcodes, b"s_002um_")]
     if foreign.size:
         raise UserError(
-            f"section {name}: {path} has barcode {foreign[0].decode()}, not that of a 2 µm bin: "
+            f"section {name}: {path} has barcode {foreign[0].decode(errors='replace')}, not that of a 2 µm bin: "
             f"give the matrix in binned_outputs/{SQUARE}"
         )
 
