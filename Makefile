@@ -26,7 +26,7 @@ OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan doctor download bench bench-train test lint clean
+.PHONY: help env book results plan doctor download bench bench-train test linkcheck lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
@@ -76,6 +76,9 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@$(BIN)/python -m pytest -n $(CORES)
+
+linkcheck: $(STAMP)  ## check the links of the built book; needs a network
+	@$(BIN)/jupyter-book build . --builder linkcheck -q
 
 lint: $(STAMP)  ## check style
 	@$(BIN)/ruff check .
