@@ -19,6 +19,7 @@ from sparsity_trap.config import (
     Run,
     UserError,
 )
+from sparsity_trap.encoders import PATCH_UM_PER_PX
 from sparsity_trap.patches import PatchStore
 
 #: Per-gene scores averaged into one number per run.
@@ -150,6 +151,7 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
         "preset.name": preset.name,
         "preset.source": preset.source,
         "preset.main_patient": main,
+        "encoder.um_per_px": PATCH_UM_PER_PX,
         "scale.patches": scaling.patches_per_section(),
         "scale.reached": scaling.REACHED,
         "preset.n_runs": len(results),

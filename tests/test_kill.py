@@ -1,6 +1,6 @@
 """Whatever is killed, and whenever: the next start ends with the results of an undisturbed run.
 
-``SPARSITY_TRAP_KILLS`` sets how often the chain of steps is killed (default 4), and
+``SPARSITY_TRAP_KILLS`` sets how often the chain of steps is killed (default 10), and
 ``SPARSITY_TRAP_KILL_SEED`` at which moments.
 """
 
@@ -158,7 +158,7 @@ def differences(made: dict[str, bytes], reference: dict[str, bytes]) -> list[str
 
 @pytest.mark.slow
 def test_chain_killed_at_any_moment(tmp_path, undisturbed):
-    kills = int(os.environ.get("SPARSITY_TRAP_KILLS", "4"))
+    kills = int(os.environ.get("SPARSITY_TRAP_KILLS", "10"))
     draw = random.Random(int(os.environ.get("SPARSITY_TRAP_KILL_SEED", "7")))
     # As many in each phase, in the order of phases: the next start gets beyond the one before.
     moments = [
@@ -226,9 +226,6 @@ def make(folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "SPARSITY_TRAP_KILLS" not in os.environ, reason="takes minutes; set SPARSITY_TRAP_KILLS"
-)
 def test_make_killed_and_started_again_twice_at_once(tmp_path, undisturbed):
     """Killed in a data and in a training notebook; then two at once, of which one waits."""
     folder = with_target(copy_of_the_program(tmp_path / "a b'ü"))

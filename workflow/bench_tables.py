@@ -5,15 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_MISSING = "Not measured yet: `make {}` does it.\n"
 
-
-def ingest(folder: Path) -> str:
+def ingest(bench: dict) -> str:
     """Seconds and memory of each reader, and what bounds them."""
-    path = folder / "ingest.json"
-    if not path.is_file():
-        return _MISSING.format("bench")
-    bench = json.loads(path.read_text())
     names = {
         "scanpy": "`scanpy.read_10x_h5` and subsetting",
         "matrix": "matrix",
@@ -76,12 +70,8 @@ def _ingest_notes(largest: dict, twice: dict) -> list[str]:
     ]
 
 
-def metrics(folder: Path) -> str:
+def metrics(bench: dict) -> str:
     """Seconds and memory of scoring, against a loop over scipy and scikit-image."""
-    path = folder / "metrics.json"
-    if not path.is_file():
-        return _MISSING.format("bench")
-    bench = json.loads(path.read_text())
     names = {
         "scipy and scikit-image": "loop over scipy and scikit-image",
         "pcc and ssim": "PCC and SSIM",
@@ -108,12 +98,8 @@ def metrics(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def training(folder: Path) -> str:
+def training(bench: dict) -> str:
     """A training step against its floor and the published way, and how both grow."""
-    path = folder / "training.json"
-    if not path.is_file():
-        return _MISSING.format("bench-train")
-    bench = json.loads(path.read_text())
     lines = [
         "| precision | s per epoch | ms per batch | decoder and loss alone, ms | floor, ms | over floor | bound by |",
         "|---|---|---|---|---|---|---|",
@@ -150,4 +136,18 @@ def training(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"ingest": ingest, "metrics": metrics, "training": training}
+#: Benchmark -> its table and the make target that measures it.
+TABLES = {
+    "ingest": (ingest, "bench"),
+    "metrics": (metrics, "bench"),
+    "training": (training, "bench-train"),
+}
+
+
+def table(name: str, folder: Path) -> str:
+    """Table of one benchmark, or a sentence where it has not been measured."""
+    tabulate, target = TABLES[name]
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return f"Not measured yet: `make {target}` does it.\n"
+    return tabulate(json.loads(path.read_text()))

@@ -71,5 +71,6 @@ if __name__ == "__main__":
         }
         for name, text in pages.items():
             (folder / name).write_text(text)
-        for name, table in bench_tables.TABLES.items():
-            (folder / f"bench_{name}.md").write_text(table(ROOT / "results" / "bench"))
+        for name in bench_tables.TABLES:
+            text = bench_tables.table(name, ROOT / "results" / "bench")
+            (folder / f"bench_{name}.md").write_text(text)
