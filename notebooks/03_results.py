@@ -37,7 +37,7 @@ gene = genes.loc[genes["delta_pcc_8um"].idxmax(), "gene"]
 figures.collapse_and_recovery(genes, store, mse.predictions, poisson.predictions, gene)
 
 # %% [markdown]
-# Panel a shows the gene that gains most in this run, so it is the most favourable case, not a typical one. Panel b shows them all.
+# In {numref}`fig-collapse`, panel a shows the gene that gains most in this run, so it is the most favourable case, not a typical one. Panel b shows them all.
 #
 # ## All runs
 #
@@ -83,7 +83,7 @@ published.ARMS.rename(columns=shown | {"trained_at": "trained at"}).style.format
 # %% [markdown]
 # ## Training dynamics
 #
-# Each arm is selected by its own loss. Losses of different arms have different units, so the left panel shows each relative to its first epoch; the right panel is comparable.
+# Each arm is selected by its own loss. Losses of different arms have different units, so the left panel of {numref}`fig-dynamics` shows each relative to its first epoch; the right panel is comparable.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dynamics", "caption": "Training dynamics of these arms on the main patient's training sections, on the held-out blocks of the training patients."}, "image": {"alt": "Held-out loss and PCC by epoch"}}
 logs = {

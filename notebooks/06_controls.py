@@ -28,7 +28,7 @@ store = steps.store(settings, settings.main_patient)
 train_mean = training_mean(settings, poisson.run)
 
 # %% [markdown]
-# A score is worth as much as the nonsense that it turns down. Below, maps that know nothing of the image, and predictions of arm E that were spoilt by known amounts, are scored like a model. *Patch mean* cheats:
+# A score is worth as much as the nonsense that it turns down. Below, maps that know nothing of the image, and predictions of arm E that were spoilt by known amounts, are scored like a model ({numref}`fig-controls`). *Patch mean* cheats:
 # it knows each gene's mean count in the patch and nothing within. *Shuffled* gives each patch the prediction of another one of the same section. *Oracle* is the true rate, where it is known, and *at 16 µm* the same averaged
 # over tokens: what a decoder without any detail within a token could reach.
 

@@ -78,9 +78,11 @@ shares.style.format(precision=3, na_rep="–").hide(axis="index") if shares is n
 control_figures.bin_weights()
 
 # %% [markdown]
-# In the decoder that all genes share, this becomes a matter between genes. Below, the share of each gene in the gradient that reaches it, before training and at the chosen checkpoint; the line is an equal share.
+# In the decoder that all genes share, this becomes a matter between genes. Below, the share of each gene in the squared gradient that reaches it, before training and at the chosen checkpoint; the horizontal line is an equal share.
+# Near a solution residuals are count noise, of size √λ, so theory expects shares that grow as $\lambda^3$ under MSE and as $\lambda$ under Poisson, with the exp link. Far from it the residual is the error of the start: arm D begins at
+# 0.69 counts per bin for every gene, nearly all of it excess, and shares are nearly equal. Each panel's title gives the exponent fitted to its genes.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gradient", "caption": "Share of each gene in the gradient of the shared decoder against its mean count, for the same tokens."}, "image": {"alt": "Scatter of gradient share against mean count, per arm and moment"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gradient", "caption": "Share of each gene in the squared gradient of the shared decoder against its mean count, for the same tokens."}, "image": {"alt": "Scatter of gradient share against mean count, per arm and moment"}}
 shares_of_genes = pd.concat(
     comparisons.gradient_shares(settings, result)
     for result in results.contrast(settings) + results.matched(settings, runs)

@@ -540,6 +540,25 @@ def test_loss_explorer_prints_the_losses_of_its_sliders(driven, tmp_path):
     assert driven.value(drawn.format(2, "path")) == 6
 
 
+def test_table_sorts_by_the_heading_that_is_pressed(driven, tmp_path):
+    table = pd.DataFrame({"gene": ["B", "C", "A"], "gain": [-0.5, np.nan, 0.25]})
+    page = tmp_path / "table.html"
+    shown = viewers.sortable(table.style.format(precision=2, na_rep="undefined"))
+    page.write_text(f'<!doctype html><meta charset="utf8"><title>t</title>{shown}')
+    driven.open(page.as_uri())
+    order = "[...document.querySelectorAll('tbody tr')].map((r) => r.cells[0].textContent).join('')"
+
+    def press(column: int) -> str:
+        driven.value(f"document.querySelectorAll('th button')[{column}].click()")
+        return driven.value(order)
+
+    assert driven.value(order) == "BCA"
+    assert press(1) == "ABC"  # largest first, undefined last
+    assert press(1) == "BAC"
+    assert driven.value("document.querySelectorAll('th')[1].ariaSort") == "ascending"
+    assert press(0) == "CBA"
+
+
 @pytest.fixture
 def plot_page(tmp_path, table, monkeypatch) -> Path:
     """The scatter as the book shows it, beside the script that the book's extension makes."""
