@@ -261,9 +261,6 @@ def prepare(name: str) -> None:
         import pyarrow.parquet  # noqa: F401
         import scipy.sparse  # noqa: F401
 
-        none = np.empty(0, np.int32)
-        in_order(none, none, none.astype(np.uint16), (GRID, GRID))  # loads the compiled loop
-
 
 def by_scanpy(outs: Path) -> AnnData:
     """The customary way: read all, keep the panel."""
@@ -345,7 +342,7 @@ def load_entries(outs: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def sort_entries(genes: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
     """Second bound of feature_slice.h5: its entries put in the order of bins, once in memory."""
-    for _ in in_threads(partial(in_order, *entries, (GRID, GRID)) for entries in genes):
+    for _ in in_threads(partial(in_order, *entries, GRID) for entries in genes):
         pass
 
 

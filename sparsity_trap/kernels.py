@@ -1,6 +1,6 @@
-"""Compiled loops: the sums behind the scores on a CPU, and the order of a section's counts.
+"""Compiled loops behind the scores on a CPU: every sum of one map while it stays in the cache.
 
-Imported only when maps on a CPU are scored or a section is read: importing numba takes a second.
+Imported by ``metrics`` only when maps on a CPU are scored, since importing numba takes a second.
 The first call ever compiles for some seconds; the result is kept beside this file. Threads are
 the caller's: the loops release Python's lock. Sums may be reordered ("reassoc") so that they
 vectorise; NaN and infinity keep their meaning.
@@ -12,52 +12,6 @@ import numpy as np
 from numba import njit
 
 _compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
-
-
-@_compiled
-def sort_bins(row, col, value, listed, rows, cols, bins, sums):
-    """Write the bins ``row * cols + col`` in order, and their counts; return how many there are.
-
-    Counts of one bin are added up; zeros, and bins not ``listed`` [rows * cols] unless that is
-    empty, are left out. A radix sort: entries are dealt out by column, then by row.
-    """
-    n = row.size
-    next_of_col = np.zeros(cols + 1, np.int64)
-    next_of_row = np.zeros(rows + 1, np.int64)
-    for i in range(n):
-        next_of_col[col[i] + 1] += 1
-        next_of_row[row[i] + 1] += 1
-    for j in range(cols):
-        next_of_col[j + 1] += next_of_col[j]
-    for j in range(rows):
-        next_of_row[j + 1] += next_of_row[j]
-    rows_by_col, values_by_col = np.empty_like(row), np.empty_like(value)
-    for i in range(n):
-        place = next_of_col[col[i]]
-        next_of_col[col[i]] = place + 1
-        rows_by_col[place] = row[i]
-        values_by_col[place] = value[i]
-    i = 0
-    for j in range(cols):  # now next_of_col[j] is where column j ends
-        while i < next_of_col[j]:
-            r = rows_by_col[i]
-            place = next_of_row[r]
-            next_of_row[r] = place + 1
-            bins[place] = r * cols + j
-            sums[place] = values_by_col[i]
-            i += 1
-    kept = 0
-    for i in range(n):
-        bin_, count = bins[i], sums[i]
-        if count == 0 or (listed.size and not listed[bin_]):
-            continue
-        if kept and bins[kept - 1] == bin_:
-            sums[kept - 1] += count
-        else:
-            bins[kept] = bin_
-            sums[kept] = count
-            kept += 1
-    return kept
 
 
 @_compiled

@@ -410,7 +410,7 @@ def _turn(
             row = shape[0] - 1 - row
         if orientation.flip_cols:
             col = shape[1] - 1 - col
-        bins[:], values[:] = in_order(row, col, values, shape)
+        bins[:], values[:] = in_order(row, col, values, shape[1])
 
 
 def _fill(band: np.ndarray, counts: sp.csc_array, row: int) -> None:

@@ -243,21 +243,11 @@ def test_in_order_sorts_and_adds_up():
     row, col = rng.integers(0, (3000, 70), (5000, 2), np.int32).T
     values = rng.integers(1, 60_000, 5000, np.uint16)
     for n in (0, 1, 5000):
-        bins, sums = in_order(row[:n], col[:n], values[:n], (3000, 70))
+        bins, sums = in_order(row[:n], col[:n], values[:n], 70)
         expected, place = np.unique(row[:n].astype(int) * 70 + col[:n], return_inverse=True)
         assert np.array_equal(bins, expected) and bins.dtype == np.int32
         assert np.array_equal(sums, np.bincount(place, values[:n]))
     assert len(expected) < 5000
-
-
-def test_in_order_leaves_out_zeros_and_bins_that_are_not_listed():
-    rng = np.random.default_rng(7)
-    row, col = rng.integers(0, (30, 70), (900, 2), np.int32).T
-    values, listed = rng.integers(0, 3, 900, np.uint16), rng.random(30 * 70) < 0.5
-    bins, sums = in_order(row, col, values, (30, 70), listed)
-    total = np.bincount(row * 70 + col, values, minlength=30 * 70) * listed
-    assert np.array_equal(bins, np.flatnonzero(total))
-    assert np.array_equal(sums, total[bins])
 
 
 @pytest.mark.parametrize("layout", [{"shuffle": True, "compression": "gzip"}, {}])
