@@ -16,9 +16,8 @@ cohort = ""
 
 # %% tags=["remove-cell"]
 import pandas as pd
-from IPython.display import HTML
 
-from sparsity_trap import comparisons, figures, published, results, stats, viewers
+from sparsity_trap import comparisons, figures, published, results, stats, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.config import LOSS_PAIRS, MSE_ARM, POISSON_ARM
 
@@ -50,9 +49,7 @@ figures.category_bars(association.by_category, published.CATEGORIES, settings.so
 # One category at a time left out:
 
 # %% tags=["remove-input"]
-association.without_category.style.format({"rho": "{:+.3f}", "p_value": "{:.3g}"}).hide(
-    axis="index"
-)
+tables.show(association.without_category)
 
 # %% [markdown]
 # ## Is it sparsity?
@@ -63,10 +60,7 @@ association.without_category.style.format({"rho": "{:+.3f}", "p_value": "{:.3g}"
 # The same association for other scores:
 
 # %% tags=["remove-input"]
-signed = {c: "{:+.3f}" for c in ("mean_delta", "rho", "ci_low", "ci_high")}
-association.by_metric.style.format(signed | {"p_value": "{:.2g}"}, na_rep="undefined").hide(
-    axis="index"
-)
+tables.show(association.by_metric)
 
 # %% [markdown]
 # ### All patients and seeds
@@ -78,19 +72,14 @@ association.by_metric.style.format(signed | {"p_value": "{:.2g}"}, na_rep="undef
 scores = comparisons.long_table(settings, results.load_all(settings)).assign(
     score=lambda t: t["pcc_8um"]
 )
-models = {}
+models = []
 for mse_arm, poisson_arm in ((MSE_ARM, POISSON_ARM), *LOSS_PAIRS.values()):
     fit = stats.mixed_model(comparisons.gains(scores, (mse_arm, poisson_arm)))
-    models[f"{poisson_arm} − {mse_arm}"] = {
-        "slope": fit.coefficient,
-        "95 % interval": f"{fit.ci_low:+.3f} to {fit.ci_high:+.3f}" if fit.converged else "–",
-        "p": fit.p_value,
-        "genes": fit.n_genes,
-        "patients": fit.n_patients,
-        "seeds": fit.n_seeds,
-        "note": fit.problem,
-    }
-pd.DataFrame(models).T.style.format({"slope": "{:+.3f}", "p": "{:.2g}"}, na_rep="–")
+    row = {"arms": f"{poisson_arm} − {mse_arm}", "slope": fit.coefficient}
+    row |= {key: getattr(fit, key) for key in ("ci_low", "ci_high", "p_value", "n_genes")}
+    row |= {"patients": fit.n_patients, "seeds": fit.n_seeds, "note": fit.problem}
+    models.append(row)
+tables.show(pd.DataFrame(models))
 
 # %% [markdown]
 # ## All genes
@@ -108,16 +97,16 @@ columns = [
     "gene", "category", "sparsity", "pcc_8um_mse", "pcc_8um_poisson", "delta_pcc_8um",
     "ssim_2um_mse", "ssim_2um_poisson", "delta_ssim_2um",
 ]  # fmt: skip
-HTML(viewers.sortable(genes[columns].style.format(precision=3, na_rep="undefined")))
+tables.show(genes[columns], missing="undefined", sortable=True)
 
 # %% [markdown]
 # Table S2, by category ({download}`CSV <tables/S2_categories.csv>`). *p* is of a paired Wilcoxon test, *q* after Benjamini–Hochberg over the categories:
 
 # %% tags=["remove-input"]
-HTML(viewers.sortable(association.by_category.style.format(precision=3, na_rep="–")))
+tables.show(association.by_category, sortable=True)
 
 # %% [markdown]
 # Table S3, by quartile of sparsity ({download}`CSV <tables/S3_quartiles.csv>`):
 
 # %% tags=["remove-input"]
-HTML(viewers.sortable(association.by_quartile.style.format(precision=3, na_rep="–")))
+tables.show(association.by_quartile, sortable=True)

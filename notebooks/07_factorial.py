@@ -18,7 +18,7 @@ cohort = ""
 import pandas as pd
 from IPython.display import Markdown
 
-from sparsity_trap import comparisons, control_figures, mechanism, results
+from sparsity_trap import comparisons, control_figures, mechanism, results, tables
 from sparsity_trap.cohort import open_preset
 
 settings = open_preset(preset, source, cohort)
@@ -66,7 +66,7 @@ else:
 figure
 
 # %% tags=["remove-input"]
-shares.style.format(precision=3, na_rep="–").hide(axis="index") if shares is not None else None
+tables.show(shares) if shares is not None else None
 
 # %% [markdown]
 # ## Why the losses differ at all
@@ -95,6 +95,8 @@ control_figures.gradient_shares(shares_of_genes, settings.source)
 # One free rate per group of simulated bins, fitted until gradient descent stands still. MSE and Poisson end at the mean count; MSE on log1p does not. They differ in the steps that the sparse groups take.
 
 # %% tags=["remove-input"]
-mechanism.toy_minimisers().style.format(
-    {"rate": "{:g}", "mean_count": "{:.4f}", "minimiser": "{:.4f}", "relative_error": "{:+.1%}"}
-).hide(axis="index")
+toy = mechanism.toy_minimisers().assign(
+    error=lambda t: t["relative_error"].map("{:+.1%}".format), steps=lambda t: t["steps"].map(str)
+)
+toy = toy.pivot(index=["loss", "link"], columns="rate", values=["error", "steps"])
+tables.show(toy.rename(columns={"error": "minimiser against the mean count"}), index=True)

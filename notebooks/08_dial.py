@@ -17,7 +17,7 @@ cohort = ""
 # %% tags=["remove-cell"]
 from IPython.display import display
 
-from sparsity_trap import comparisons, control_figures, results
+from sparsity_trap import comparisons, control_figures, results, tables
 from sparsity_trap.cohort import open_preset
 
 settings = open_preset(preset, source, cohort)
@@ -50,4 +50,4 @@ figure
 
 # %% tags=["remove-input"]
 for dial in dials.values():
-    display(dial.curve.style.format(precision=4, na_rep="–").hide(axis="index"))
+    display(tables.show(dial.curve, digits=4))

@@ -142,10 +142,11 @@ def gradient_shares(shares: pd.DataFrame, source: str) -> Figure:
     source
         Kind of data, for the mark.
     """
-    titles = list(dict.fromkeys(shares["panel"]))
-    figure = Exhibit(figsize=(2.6 * len(titles), 2.8))
-    axes = figure.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
-    for axis, title in zip(axes, titles, strict=True):
+    titles = list(dict.fromkeys(shares["panel"]))  # start and end of each arm in turn
+    columns = len(titles) // 2
+    figure = Exhibit(figsize=(2.7 * columns, 4.8))
+    axes = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, title in zip(axes.T.flat, titles, strict=True):
         part = shares[shares["panel"] == title]
         colours = [CATEGORY_COLOURS[c] for c in part["category"]]
         axis.scatter(part["mean_count"], part["share"], s=14, c=colours)
@@ -154,9 +155,11 @@ def gradient_shares(shares: pd.DataFrame, source: str) -> Figure:
         axis.set_yscale("log")
         used = part[(part["share"] > 0) & (part["mean_count"] > 0)]
         power = np.polyfit(np.log(used["mean_count"]), np.log(used["share"]), 1)[0]
-        axis.set_title(f"{title}: power {power:.1f}".replace("-", "−"))
+        axis.set_title(f"{title}: power {power:.1f}".replace(" -", " −"))
+    for axis in axes[1]:
         axis.set_xlabel("mean count per 2 µm bin")
-    axes[0].set_ylabel("share of the squared gradient")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of the squared gradient")
     return mark(figure, source, shares)
 
 

@@ -1,4 +1,4 @@
-"""Interactive exhibits as HTML: the gene browser, the loss explorer and tables that sort.
+"""Interactive exhibits as HTML: the gene browser and the loss explorer.
 
 Each function returns one fragment with its own style and script, for `IPython.display.HTML`. It
 needs no server and no other host, works from a file, and shows a picture where scripts are off.
@@ -24,7 +24,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 from PIL import Image, ImageDraw, ImageFont
 
 from sparsity_trap.binning import bin_mask, bin_sum
@@ -506,13 +505,6 @@ def _loss_picture(count: float = 1.0) -> str:
         "and their gradients, against the rate for one bin with a count of 1: at small rates the "
         'gradient of MSE vanishes, those of Poisson and negative binomial stay near −1">'
     )
-
-
-def sortable(table: Styler) -> str:
-    """HTML of a styled table whose columns sort when their heading is pressed."""
-    shown = table.hide(axis="index").to_html(table_attributes='class="dataframe sortable"')
-    style, script = _asset("sortable.css"), _asset("sortable.js")
-    return f"<style>{style}</style>{shown}<script>{script}</script>"
 
 
 def _asset(name: str) -> str:

@@ -19,7 +19,6 @@ from sparsity_trap.config import ROOT
 from sparsity_trap.files import building
 from sparsity_trap.training import open_tokens
 
-
 if __name__ == "__main__":
     split = sys.argv.index("--")
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:split])
