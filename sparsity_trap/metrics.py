@@ -12,6 +12,7 @@ maps on another device by torch on that device.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -336,6 +337,7 @@ def morans_i(maps: Maps, mask: Maps, origin: Maps) -> np.ndarray:
     import squidpy
     from anndata import AnnData
 
+    logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # squidpy's too
     maps, mask = np.asarray(maps), np.asarray(mask)
     patch, row, col = mask.nonzero()
     values = maps[patch, :, row, col].astype(np.float64)
