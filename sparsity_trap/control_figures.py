@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsity_trap.effects import DialCurve
 from sparsity_trap.figures import (
@@ -106,6 +107,10 @@ def dial_curves(dials: Mapping[str, DialCurve], source: str) -> Figure:
             )  # fmt: skip
         axis.axhline(0, **_NULL)
         axis.set_xscale("log")
+        axis.margins(x=0.12)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(title)
         axis.set_xlabel("mean count of a gene per bin")
     axes[0].set_ylabel("gain in PCC, Poisson − MSE")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -107,9 +107,11 @@ def _text(value: object, spec: str, missing: str) -> str:
         return missing
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
-    if isinstance(value, Real) and not isinstance(value, Integral):
+    if isinstance(value, Real) and not float(value).is_integer():
         return format(value, spec).replace("-", "\N{MINUS SIGN}")
-    return TITLES.get(value, str(value)) if isinstance(value, str) else str(value)
+    if isinstance(value, Real):
+        return f"{value:.0f}".replace("-", "\N{MINUS SIGN}")
+    return TITLES.get(value, str(value))
 
 
 def _asset(name: str) -> str:
