@@ -17,11 +17,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.processes import peak_mb, run_alone
 from sparsity_trap.files import building
 from sparsity_trap.genes import PANEL, PUBLISHED_SPARSITY
 from sparsity_trap.hdf5 import in_threads, pieces, reader
@@ -136,7 +134,7 @@ def _run_all(names: Iterable[str], outs: Path, repeats: int) -> dict[str, dict]:
     for _ in range(repeats):
         for name, done in runs.items():
             print(f"{outs.name}: {name}", flush=True)
-            done.append(_in_process(name, outs))
+            done.append(run_alone("benchmarks.ingest", "--run", name, str(outs)))
     return {
         name: done[-1]
         | {
@@ -192,14 +190,6 @@ def _ratios(rows: dict[str, dict]) -> dict[str, dict[str, float]]:
     }
 
 
-def _in_process(reader: str, outs: Path) -> dict:
-    command = [sys.executable, "-m", "benchmarks.ingest", "--run", reader, str(outs)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{reader} failed on {outs}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def _available_gib() -> float:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable"):
@@ -221,7 +211,7 @@ def run_reader(name: str, outs: Path) -> dict[str, object]:
     row: dict[str, object] = {
         "seconds": round(time.perf_counter() - start, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
-        "peak_mb": round(_peak_mb()),
+        "peak_mb": round(peak_mb()),
     }
     if digest:
         row["digest"] = digest(result)
@@ -237,17 +227,6 @@ def _warm(outs: Path) -> None:
             with path.open("rb") as file:
                 while file.read(1 << 20):
                     pass
-
-
-def _peak_mb() -> float:
-    """Largest resident memory of this process so far."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e6
-    # Elsewhere; on Linux this may be that of the process which started this one.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def prepare(name: str) -> None:

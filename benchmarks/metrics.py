@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from benchmarks.ingest import _peak_mb
+from benchmarks.processes import peak_mb, run_alone
 from sparsity_trap.files import building
 from sparsity_trap.genes import PANEL, panel_table
 from sparsity_trap.patches import PATCH_BINS
@@ -76,7 +73,8 @@ def measure(patches: int, folder: Path, rounds: int) -> dict[str, object]:
     rows: dict[str, dict] = {}
     for name in names:
         print(name, flush=True)
-        runs = [_in_process(name, arrays) for _ in range(rounds)]
+        run = ("benchmarks.metrics", "--run", name, str(arrays))
+        runs = [run_alone(*run, OMP_NUM_THREADS=str(THREADS)) for _ in range(rounds)]
         rows[name] = min(runs, key=lambda row: row["seconds"])
     results = {name: row.pop("result") for name, row in rows.items()}
     loop = results.pop("scipy and scikit-image")
@@ -112,15 +110,6 @@ def print_table(report: dict) -> None:
             worst = (f"{k} {v:.0e}" for k, v in row["largest_difference"].items())
             line += f"{row['times_faster']:>8.1f}  {', '.join(worst)}"
         print(line)
-
-
-def _in_process(name: str, arrays: Path) -> dict:
-    command = [sys.executable, "-m", "benchmarks.metrics", "--run", name, str(arrays)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # Scorers, each run in a process of its own --------------------------------------------------------
@@ -173,7 +162,7 @@ def run_scorer(name: str, path: Path) -> dict[str, object]:
         "seconds": round(seconds - arrays.seconds, 3),
         "cpu_seconds": round(cpu_seconds - arrays.cpu_seconds, 3),
         "reading_seconds": round(arrays.seconds, 3),
-        "peak_mb": round(_peak_mb()),
+        "peak_mb": round(peak_mb()),
         "result": {column: list(map(float, result[column])) for column in columns},
     }
 
