@@ -213,7 +213,12 @@ class Objective(nn.Module):
             self.zero_logit = nn.Parameter(torch.full((genes,), -3.0))
 
     def forward(
-        self, eta: Tensor, count: Tensor, mask: Tensor, offset: Tensor | None = None
+        self,
+        eta: Tensor,
+        count: Tensor,
+        mask: Tensor,
+        offset: Tensor | None = None,
+        shares: Tensor | None = None,
     ) -> Tensor:
         """Mean loss, in float32 whatever the precision of η (float64 for float64).
 
@@ -228,6 +233,9 @@ class Objective(nn.Module):
         offset
             Known log exposure of each bin, [B, H, W]: the counts are compared with λ exp(offset),
             so that λ itself does not have to explain it. Counts are never edited.
+        shares
+            Where these patches are a part of a batch: the part's share of the batch's bins at each
+            width in ``factors``, so that the losses of all parts sum to the batch's.
 
         Returns
         -------
@@ -236,10 +244,11 @@ class Objective(nn.Module):
         dtype = torch.promote_types(eta.dtype, torch.float32)
         tissue = mask if self.masked else torch.ones_like(mask)
         weights = []
-        for factor in self.factors:
+        for i, factor in enumerate(self.factors):
             weight = bin_mask(tissue, factor).to(dtype)
             terms = weight.sum() * self.genes * len(self.factors)
-            weights.append(weight / terms.clamp(min=1))
+            weight = weight / terms.clamp(min=1)
+            weights.append(weight if shares is None else weight * shares[i])
         maps = (eta, count, tissue, None if offset is None else offset.to(dtype), weights)
         parameters = tuple(self.parameters())
         if eta.device.type == "cpu" and 1 in self.factors:

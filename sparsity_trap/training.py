@@ -602,8 +602,8 @@ class _Batch(NamedTuple):
     counts: Tensor
     mask: Tensor
     offset: Tensor | None
-    weight: Tensor | float
-    """Share of the batch's loss that the mean over these patches stands for."""
+    shares: Tensor | None
+    """This share's part of the batch's bins at each width of the loss; None where it is all."""
     patches: int
     """Patches in the whole batch."""
 
@@ -619,7 +619,7 @@ def _batches(
     """Batches of patches in the order given; counts, mask and offset turned as the view was."""
     device, ranks = fabric.device, fabric.world_size
     whole = [slice(i, min(i + size, len(patches))) for i in range(0, len(patches), size)]
-    # A process without a patch of its own takes the first with weight 0, because the collective
+    # A process without a patch of its own takes the first with share 0, because the collective
     # operations of batch normalisation need every process.
     empty = [batch.stop - batch.start <= fabric.global_rank for batch in whole]
     own = [
@@ -641,18 +641,15 @@ def _batches(
             source = index if flat.dim() == 2 else index[:, None].expand_as(flat)
             return flat.gather(-1, source).unflatten(-1, (side, side))
 
-        mask = data.mask[place[part]]
-        weight: Tensor | float = 1.0
-        if idle:
-            weight = 0.0
-        elif ranks > 1:
-            weight = _share(arm, mask, data.mask[place[batch]])
+        shares = None
+        if ranks > 1:
+            shares = _shares(arm, data.mask[place[part]], data.mask[place[batch]]) * (not idle)
         yield _Batch(
             own_tokens,
             turned(data.counts),
             turned(data.mask),
             None if data.offset is None else turned(data.offset),
-            weight,
+            shares,
             batch.stop - batch.start,
         )
 
@@ -663,19 +660,19 @@ def _turns(side: int) -> Tensor:
     return torch.stack([dihedral(index, element, (0, 1)).flatten() for element in range(8)])
 
 
-def _share(arm: Arm, part: Tensor, whole: Tensor) -> Tensor | float:
-    """Share of a batch's loss terms that lie in some of its patches, from masks [B, H, W].
+def _shares(arm: Arm, part: Tensor, whole: Tensor) -> Tensor:
+    """Share of a batch's bins that lie in some of its patches, from masks [B, H, W], per width.
 
-    Exact where the loss is taken at one resolution. With several, which share out a little
-    differently, their mean.
+    Widths are in the order of `losses.Objective.factors`.
     """
-    if not arm.masked:
-        return len(part) / len(whole)
-    shares = [
-        bin_mask(part, factor).sum() / bin_mask(whole, factor).sum().clamp(min=1)
-        for factor in (round(um / BIN_UM) for um in arm.resolutions_um)
-    ]
-    return torch.stack(shares).mean()
+    shares = []
+    for factor in sorted({round(um / BIN_UM) for um in arm.resolutions_um}):
+        if arm.masked:
+            bins, of = (bin_mask(mask, factor).sum() for mask in (part, whole))
+            shares.append(bins / of.clamp(min=1))
+        else:
+            shares.append(part.new_tensor(len(part) / len(whole), dtype=torch.float32))
+    return torch.stack(shares)
 
 
 def _epoch(
@@ -694,11 +691,12 @@ def _epoch(
         for batch in islice(batches, settings.accumulate):
             with fabric.autocast():
                 eta = nets["model"](batch.tokens)
-            loss = nets["objective"](eta.float(), batch.counts, batch.mask, batch.offset)
+            loss = nets["objective"](
+                eta.float(), batch.counts, batch.mask, batch.offset, batch.shares
+            )
             # A smaller last batch or group of batches weighs as its patches do.
-            weight = batch.weight * batch.patches
-            (loss * (weight / (settings.batch_size * settings.accumulate))).backward()
-            total += loss.detach() * weight
+            (loss * (batch.patches / (settings.batch_size * settings.accumulate))).backward()
+            total += loss.detach() * batch.patches
         if fabric.world_size > 1:
             _add_gradients(parameters, fabric)
         nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -757,14 +755,16 @@ def _validate(
         with fabric.autocast():
             eta = nets["model"](batch.tokens)
         eta = eta.float()
-        loss = nets["objective"](eta, batch.counts, batch.mask, batch.offset)
-        total += loss * batch.weight * batch.patches
+        loss = nets["objective"](eta, batch.counts, batch.mask, batch.offset, batch.shares)
+        total += loss * batch.patches
         tissue = batch.mask[:, None]
         truth, rate = (
             F.avg_pool2d((maps * tissue).float(), 4, divisor_override=1)
             for maps in (batch.counts, losses.rate(eta, arm.link))
         )
-        inside = bin_mask(batch.mask, 4) & (batch.weight != 0)
+        inside = bin_mask(batch.mask, 4)
+        if batch.shares is not None:
+            inside &= batch.shares.any()
         sums += _pair_sums(truth, rate, inside)
     return total, sums
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,9 +248,9 @@ def test_two_processes_learn_as_one(preset):
         assert json.loads((folder / "provenance.json").read_text())["processes"] == 2
         data = training.load_training_set(preset, run)
         alone = training.fit(data, preset.arm(arm), preset, 0)
-        # Batch normalisation and dropout are each process's own on a CPU, and resolutions share
-        # out a little differently.
-        tolerance = {"deep": 0.2, "multi": 1e-3}.get(arm, 1e-5)
+        # Batch normalisation and dropout are each process's own on a CPU; sums at four widths
+        # round more than one.
+        tolerance = {"deep": 0.2, "multi": 1e-4}.get(arm, 1e-5)
         for key in ("train_loss", "validation_loss"):
             np.testing.assert_allclose(column(folder, key), column(alone, key), rtol=tolerance)
     assert not [p for p in folder.parent.iterdir() if p.name.startswith(".")]
@@ -396,24 +395,22 @@ def test_other_deterministic_settings_are_restored(preset):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_weights_of_the_processes_add_up_at_every_resolution():
+def test_losses_of_the_processes_add_up_at_every_resolution():
     draw = torch.Generator().manual_seed(0)
     whole = torch.rand(5, 128, 128, generator=draw) > torch.rand(5, 1, 1, generator=draw)
-    for widths in ((2,), (8,), (2, 4, 8, 16)):
-        arm = SimpleNamespace(masked=True, resolutions_um=widths)
-        shares = [training._share(arm, whole[rank::2], whole) for rank in (0, 1)]
-        assert sum(shares).item() == pytest.approx(1, abs=1e-6)
-        assert shares[0] != pytest.approx(3 / 5, abs=1e-3)  # patches differ in tissue
-    # The objective of the whole batch is the weighted mean of those of its shares.
-    arm = Arm.model_validate({**LINEAR, "resolutions_um": [8]})
-    objective = losses.objective(arm, 2)
     eta = torch.randn(5, 2, 128, 128, generator=draw)
     counts = torch.poisson(eta.exp(), generator=draw)
-    parts = [
-        training._share(arm, whole[r::2], whole) * objective(eta[r::2], counts[r::2], whole[r::2])
-        for r in (0, 1)
-    ]
-    assert sum(parts).item() == pytest.approx(objective(eta, counts, whole).item(), rel=1e-5)
+    for widths in ([2], [8], [16, 2, 4, 8]):
+        for masked in (True, False):
+            arm = Arm.model_validate({**LINEAR, "resolutions_um": widths, "masked": masked})
+            objective = losses.objective(arm, 2)
+            parts = []
+            for part in (slice(0, None, 2), slice(1, None, 2)):
+                shares = training._shares(arm, whole[part], whole)
+                # Patches differ in tissue.
+                assert (shares[0].item() != pytest.approx(len(whole[part]) / 5, abs=1e-3)) == masked
+                parts.append(objective(eta[part], counts[part], whole[part], None, shares).item())
+            assert sum(parts) == pytest.approx(objective(eta, counts, whole).item(), rel=1e-5)
 
 
 def test_a_step_never_waits_for_the_device(preset):
@@ -431,7 +428,7 @@ def test_a_step_never_waits_for_the_device(preset):
             return operation(*arguments, **(keywords or {}))
 
     class Likeness(torch.nn.Module):  # the real objective reads its own loss on a CPU
-        def forward(self, eta, count, mask, offset):
+        def forward(self, eta, count, mask, offset, shares):
             return (eta - count - offset[:, None]).square().mul(mask[:, None]).mean()
 
     preset = changed(preset, accumulate=2, stripe_offset=True)
