@@ -333,19 +333,21 @@ def test_a_gene_without_a_count_starts_low_but_finite(preset):
 
 
 def test_thinning_is_binomial_and_repeats(preset):
-    now = changed(preset, {"half": {**LINEAR, "keep": 0.5}})
+    keep = 0.25  # at a half, keeping could not be told from dropping
+    now = changed(preset, {"quarter": {**LINEAR, "keep": keep}})
     full = training.load_training_set(now, RUN)
     thin, again, other = (
-        training.load_training_set(now, Run(arm="half", test_patient="P5", seed=seed))
+        training.load_training_set(now, Run(arm="quarter", test_patient="P5", seed=seed))
         for seed in (0, 0, 1)
     )
     assert thin.counts.equal(again.counts) and not thin.counts.equal(other.counts)
     for part in (full.validation, ~full.validation):
         n, k = (x.counts[part].long().flatten() for x in (full, thin))
         assert (k <= n).all()
-        assert abs((k.sum() - n.sum() / 2) / (n.sum() / 4).sqrt()) < 4.5
-        share = (k[n == 2] == 1).double().mean()  # ½ of pairs; ⅓ or ⅔ if counts were halved
-        assert abs(share - 0.5) < 4.5 * 0.5 / (n == 2).sum().sqrt()
+        assert abs(k.sum() - keep * n.sum()) < 4.5 * (n.sum() * keep * (1 - keep)).sqrt()
+        # One of a pair is kept in ⅜ of all pairs; in half or none if counts were scaled.
+        share, expected = (k[n == 2] == 1).double().mean(), 2 * keep * (1 - keep)
+        assert abs(share - expected) < 4.5 * (expected * (1 - expected) / (n == 2).sum()).sqrt()
     for patches in ((0, 9), (9, 18)):  # patients are thinned independently
         assert thin.counts[slice(*patches)].any()
 
