@@ -489,7 +489,8 @@ class GeneScores:
             "ssim_8um": ssim[:, 1],
             "deviance": counts.deviance(),
             "d2": d2,
-            "auprc": average_precision(self._histogram.cpu().numpy()),
+            # A gene at a time: the levels of all genes of a large panel are gigabytes.
+            "auprc": np.array([average_precision(h) for h in self._histogram.cpu().numpy()]),
             "auprc_base": 1 - counts.sparsity(),
             "mse": self._moments[:, 0].mse(),
             "calibration": self._moments[:, 0].calibration(),
