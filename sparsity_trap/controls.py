@@ -40,7 +40,9 @@ class Store(Protocol):
     mask: Maps
     truth: Maps | None
     origin: Maps
-    genes: Sequence[str]
+
+    @property
+    def genes(self) -> Sequence[str]: ...
 
 
 # --- controls -------------------------------------------------------------------------------------
@@ -413,8 +415,9 @@ def split_ceiling(
 def _moments(x: np.ndarray, y: np.ndarray) -> Moments:
     """Moments [rows] over the last axis, the other axes made one."""
     bins = x.shape[-1]
-    rows = (torch.from_numpy(v).reshape(x.size // max(bins, 1) or len(x), 1, bins) for v in (x, y))
-    return Moments.of(*rows, torch.ones((1, bins), dtype=torch.bool))
+    shape = x.size // max(bins, 1) or len(x), 1, bins
+    first, second = (torch.from_numpy(v).reshape(shape) for v in (x, y))
+    return Moments.of(first, second, torch.ones((1, bins), dtype=torch.bool))
 
 
 def _in_tissue(maps: Maps, mask: Maps, bin_factor: int) -> Iterator[np.ndarray]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 #: Initial η published with each link.
 PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
@@ -45,7 +46,7 @@ def bin_weight(rate: np.ndarray, loss: str, link: str) -> np.ndarray:
 
 
 def gradient_share(
-    model: nn.Module,
+    model: Any,
     tokens: Tensor,
     counts: Tensor,
     mask: Tensor,
@@ -175,7 +176,7 @@ def _descend(
 
 
 def _rate(eta: np.ndarray, link: str) -> np.ndarray:
-    return {"exp": np.exp, "softplus": lambda x: np.logaddexp(0, x)}[link](eta)
+    return np.exp(eta) if link == "exp" else np.logaddexp(0, eta)
 
 
 def _slope(rate: np.ndarray, link: str) -> np.ndarray:

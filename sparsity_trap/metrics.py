@@ -340,7 +340,7 @@ def morans_i(maps: Maps, mask: Maps, origin: Maps) -> np.ndarray:
     patch, row, col = mask.nonzero()
     values = maps[patch, :, row, col].astype(np.float64)
     result = np.full(maps.shape[1], np.nan)
-    varies = np.flatnonzero((values != values[:1]).any(0)) if len(values) else []
+    varies = np.flatnonzero((values != values[:1]).any(0))
     if len(varies) == 0:
         return result
     data = AnnData(values[:, varies])
@@ -398,7 +398,7 @@ class GeneScores:
         name: str = "prediction",
     ) -> None:
         self.genes, self.train_mean, self.name = genes, train_mean, name
-        self._moments: Moments | None = None
+        self._moments: Moments  # of each gene and of each of _MOMENTS, [G, 8]
         self._poisson: PoissonSums
         self._ssim: np.ndarray  # [G, 2 resolutions, 3]: sum, defined, undefined
         self._histogram: Tensor  # [G, 2, N_LEVELS]: bins without and with a count
@@ -528,7 +528,7 @@ class GeneScores:
                 parts.append(np.frombuffer(self._spool.read(8 * n), np.uint64))
             return np.concatenate(parts)
 
-        scores = []
+        scores: list[float] = []
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads) as pool:
             for first in range(0, genes, threads):  # a gene a thread in memory
@@ -724,7 +724,8 @@ def _sums_on_device(
     everywhere = torch.ones_like(mask)
     moments = [_moment_sums(bin_sum(t, f), bin_sum(p, f), bin_mask(mask, f)) for f in FACTORS]
     moments += [
-        _moment_sums(*(bin_sum(v, f) for v in raw), bin_mask(everywhere, f)) for f in (1, 4)
+        _moment_sums(bin_sum(raw[0], f), bin_sum(raw[1], f), bin_mask(everywhere, f))
+        for f in (1, 4)
     ]
     if len(rate):
         moments += [_moment_sums(bin_sum(r, f), bin_sum(p, f), bin_mask(mask, f)) for f in (1, 4)]

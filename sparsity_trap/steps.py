@@ -48,7 +48,7 @@ def section(preset: Preset, patient: str) -> Section:
 def panel(preset: Preset) -> pd.DataFrame:
     """Genes of the preset; variable ones are chosen first, without looking at the main patient."""
     path = preset.panel_file
-    if preset.genes.panel == "variable" and not path.is_file():
+    if preset.genes.count is not None and not path.is_file():  # of variable genes alone
         patients = preset.training_patients(preset.main_patient)
         moments = {}
         for patient in patients:
