@@ -38,7 +38,7 @@ for arm in sys.argv[3:]:
 E = {"title": "", "loss": "poisson", "link": "exp", "bias": -3.0}
 LINEAR = {**E, "decoder": "linear"}
 #: Largest change of a gene's PCC or SSIM by the number of threads; stated in book/limits.md.
-THREADS_TOLERANCE = 0.01
+THREADS_TOLERANCE = 0.005
 
 
 def changed(preset: Preset, arms: dict[str, dict] | None = None, **training) -> Preset:
@@ -230,23 +230,20 @@ def test_killed_run_ends_as_an_uninterrupted_one(preset):
 
 @pytest.mark.slow
 def test_threads_change_scores_within_the_stated_tolerance(preset):
-    """With dropout, attention and the graph; sums are split over the threads of torch."""
-    preset = changed(preset, {"X": E, "Y": {**E, "loss": "mse", "link": "softplus", "bias": 0.0}})
-    before, tables = torch.get_num_threads(), {}
+    """With dropout, attention and the graph; torch splits sums over its threads."""
+    preset = changed(preset, {"X": {**E, "loss": "mse", "link": "softplus"}}, epochs=4)
+    before, tables = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for arm in ("X", "Y"):
-                folder = training.train(preset, Run(arm=arm, test_patient="P5", seed=0))
-                tables[threads, arm] = pd.read_parquet(folder / "genes.parquet")
+            folder = training.train(preset, Run(arm="X", test_patient="P5", seed=0))
+            tables.append(pd.read_parquet(folder / "genes.parquet"))
     finally:
         torch.set_num_threads(before)
-    for arm in ("X", "Y"):
-        one, two = tables[1, arm], tables[2, arm]
-        assert one["pcc_8um"].gt(0.05).any()
-        for column in ("pcc_2um", "pcc_8um", "spearman_8um", "ssim_2um", "ssim_8um"):
-            np.testing.assert_allclose(one[column], two[column], atol=THREADS_TOLERANCE)
-        print(arm, max(abs(one[c] - two[c]).max() for c in ("pcc_2um", "pcc_8um", "ssim_8um")))
+    one, two = tables
+    for score in ("pcc_2um", "pcc_8um", "spearman_8um", "ssim_2um", "ssim_8um"):
+        np.testing.assert_allclose(one[score], two[score], atol=THREADS_TOLERANCE, err_msg=score)
+    assert one["pcc_8um"].abs().gt(10 * THREADS_TOLERANCE).any()  # there is something to change
 
 
 @pytest.mark.slow
