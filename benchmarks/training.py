@@ -66,6 +66,13 @@ GROWTH = {
     "genes": (50, 500, 2000),
     "views": (1, 8, 16),
 }
+#: Kinds of operations and parts of their names in torch.
+KINDS = {
+    "convolutions": ("conv",),
+    "matrix products": ("mm", "linear", "attention"),
+    "recurrent layers": ("lstm", "rnn"),
+    "normalisation": ("norm",),
+}
 GROWTH_PATCHES = 64 if GPU else 6  # where genes or views grow
 
 
@@ -191,6 +198,7 @@ def run_cost(
     # Validation runs forward only: a third of the work of a training patch.
     share = PATCHES[0] / (PATCHES[0] + PATCHES[1] / 3)
     batch = epoch * share / batches
+    work = decoder_and_loss(fitted, data, preset, fabric)
     return {
         "parameters": weights,
         "patches": PATCHES[0],
@@ -200,7 +208,8 @@ def run_cost(
         "seconds_per_epoch": epoch,
         "seconds_of_published_epochs": seconds - marks[-1] + PUBLISHED_EPOCHS * epoch,
         "milliseconds_per_batch": 1e3 * batch,
-        "milliseconds_of_decoder_and_loss": 1e3 * decoder_and_loss(fitted, data, preset, fabric),
+        "milliseconds_of_decoder_and_loss": 1e3 * best_seconds(work),
+        "shares_of_decoder_and_loss": shares_of_kinds(work),
         "gflop_per_batch": settings.batch_size * flops / 1e9,
         "gb_per_batch": moved / 1e9,
         "floor_compute_milliseconds": 1e3 * compute,
@@ -240,8 +249,8 @@ def costs_of_a_patch(preset: Preset, data: training.TrainingSet) -> tuple[int, i
 
 def decoder_and_loss(
     fitted: training.Fitted, data: training.TrainingSet, preset: Preset, fabric
-) -> float:
-    """Seconds of forward and backward pass of one batch and nothing else."""
+) -> Callable[[], None]:
+    """Forward and backward pass of one batch and nothing else."""
     size = preset.training.batch_size
     tokens, counts, mask = data.tokens[:size, 0], data.counts[:size], data.mask[:size]
     model, objective = fitted.model.train(), fitted.objective
@@ -252,7 +261,22 @@ def decoder_and_loss(
         objective(eta.float(), counts, mask, None).backward()
         model.zero_grad()
 
-    return best_seconds(work)
+    return work
+
+
+def shares_of_kinds(work: Callable[[], None]) -> dict[str, float]:
+    """Share of each kind of operation in the time of all, from torch's profiler."""
+    work()
+    with torch.profiler.profile() as profile:
+        work()
+        wait()
+    seconds = dict.fromkeys((*KINDS, "all others"), 0.0)
+    for event in profile.key_averages():
+        name = event.key.removeprefix("aten::")
+        kind = next((k for k, parts in KINDS.items() if any(p in name for p in parts)), None)
+        spent = event.self_device_time_total if GPU else event.self_cpu_time_total
+        seconds[kind or "all others"] += spent
+    return {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()}
 
 
 def published_way(

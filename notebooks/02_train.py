@@ -17,7 +17,7 @@ seed = 0
 # %% tags=["remove-cell"]
 from IPython.display import Markdown
 
-from sparsity_trap import figures, results
+from sparsity_trap import figures, results, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.config import Run
 
@@ -61,4 +61,4 @@ figures.training_dynamics({arm: result.log}, settings.source)
 
 # %% tags=["remove-input"]
 scores = result.genes[[c for c in results.SCORES if result.genes[c].notna().any()]]
-scores.agg(["mean", "min", "max"]).T.style.format("{:.3f}")
+tables.show(scores.agg(["mean", "min", "max"]).T, index=True)

@@ -15,7 +15,7 @@ source = ""
 cohort = ""
 
 # %% tags=["remove-cell"]
-from sparsity_trap import figures, published, results, stats, steps
+from sparsity_trap import figures, published, results, stats, steps, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.config import PUBLISHED_ARMS
 
@@ -37,7 +37,7 @@ gene = genes.loc[genes["delta_pcc_8um"].idxmax(), "gene"]
 figures.collapse_and_recovery(genes, store, mse.predictions, poisson.predictions, gene)
 
 # %% [markdown]
-# Panel a shows the gene that gains most in this run, so it is the most favourable case, not a typical one. Panel b shows them all.
+# In {numref}`fig-collapse`, panel a shows the gene that gains most in this run, so it is the most favourable case, not a typical one. Panel b shows them all.
 #
 # ## All runs
 #
@@ -45,24 +45,13 @@ figures.collapse_and_recovery(genes, store, mse.predictions, poisson.predictions
 # *Unmasked* follows the published protocol, which scores bins off the tissue too. *Rate* compares with the true rate where it is known.
 
 # %% tags=["remove-input"]
+columns = [
+    "arm", "title", "test_patient", "pcc_2um", "pcc_8um", "pcc_8um_unmasked", "pooled_pcc_2um",
+    "ssim_2um", "ssim_8um", "pcc_8um_rate", "epochs", "seconds",
+]  # fmt: skip
 table = results.run_table(settings, [r for r in runs if r.run.arm in SHOWN])
-shown = {
-    "arm": "arm",
-    "title": "loss, link, bias",
-    "test_patient": "test",
-    "pcc_2um": "PCC 2 µm",
-    "pcc_8um": "PCC 8 µm",
-    "pcc_8um_unmasked": "PCC 8 µm unmasked",
-    "pooled_pcc_2um": "pooled PCC 2 µm",
-    "ssim_2um": "SSIM 2 µm",
-    "ssim_8um": "SSIM 8 µm",
-    "pcc_8um_rate": "PCC 8 µm, rate",
-    "epochs": "epochs",
-    "seconds": "s",
-}
-rounded = table[list(shown)].dropna(axis=1, how="all").rename(columns=shown)
-formats = {c: "{:.3f}" for c in rounded.columns if "PCC" in c or "SSIM" in c} | {"s": "{:.0f}"}
-rounded.style.format(formats, na_rep="undefined").hide(axis="index")
+table = table[columns].dropna(axis=1, how="all").astype({"seconds": int})
+tables.show(table, missing="undefined", sortable=True)
 
 # %% [markdown]
 # :::{when} arm.E-linear.pcc_8um
@@ -76,14 +65,12 @@ rounded.style.format(formats, na_rep="undefined").hide(axis="index")
 # {val}`published.img2st_pcc_8um:.3f` at 8 µm; its own per-gene means at 8 µm are {val}`published.pcc_8um_mse:.3f` (D) and {val}`published.pcc_8um_poisson:.3f` (E).
 
 # %% tags=["remove-input"]
-published.ARMS.rename(columns=shown | {"trained_at": "trained at"}).style.format(
-    precision=3, na_rep="–"
-).hide(axis="index")
+tables.show(published.ARMS)
 
 # %% [markdown]
 # ## Training dynamics
 #
-# Each arm is selected by its own loss. Losses of different arms have different units, so the left panel shows each relative to its first epoch; the right panel is comparable.
+# Each arm is selected by its own loss. Losses of different arms have different units, so the left panel of {numref}`fig-dynamics` shows each relative to its first epoch; the right panel is comparable.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dynamics", "caption": "Training dynamics of these arms on the main patient's training sections, on the held-out blocks of the training patients."}, "image": {"alt": "Held-out loss and PCC by epoch"}}
 logs = {

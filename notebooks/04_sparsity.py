@@ -15,8 +15,11 @@ source = ""
 cohort = ""
 
 # %% tags=["remove-cell"]
-from sparsity_trap import figures, published, results, stats
+import pandas as pd
+
+from sparsity_trap import comparisons, figures, published, results, stats, tables
 from sparsity_trap.cohort import open_preset
+from sparsity_trap.config import LOSS_PAIRS, MSE_ARM, POISSON_ARM
 
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)
@@ -26,7 +29,7 @@ association = stats.sparsity_association(genes)
 # %% [markdown]
 # Over {val}`sparsity.n_genes` genes, sparsity and the gain from D to E have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to
 # {val}`sparsity.ci_high:+.2f`, p = {val}`sparsity.p_value:.2g`). The publication printed ρ = {val}`published.rho` for 50 genes with p < 0.001; that correlation over 50 genes has p = {val}`published.p_value:.2g`.
-# Without the mitochondrial genes, on average the least sparse of the panel, this run's ρ is {val}`sparsity.without_mitochondrial.rho:+.2f` (p = {val}`sparsity.without_mitochondrial.p_value:.2g`).
+# Without the mitochondrial genes, on average the least sparse of the panel, this run's ρ is {val}`sparsity.without_mitochondrial.rho:+.2f` (p = {val}`sparsity.without_mitochondrial.p_value:.2g`). {numref}`fig-sparsity` shows every gene; its interactive copy opens a gene's maps at a click.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity, one point per gene. Line: least squares, with a bootstrap band over genes."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category"}}
 figures.sparsity_scatter(genes, association, settings.source)
@@ -46,9 +49,37 @@ figures.category_bars(association.by_category, published.CATEGORIES, settings.so
 # One category at a time left out:
 
 # %% tags=["remove-input"]
-association.without_category.style.format({"rho": "{:+.3f}", "p_value": "{:.3g}"}).hide(
-    axis="index"
+tables.show(association.without_category)
+
+# %% [markdown]
+# ## Is it sparsity?
+#
+# Sparse genes are also weakly expressed genes. With mean expression held fixed the correlation is {val}`sparsity.partial_rho:+.2f` (partial Spearman, p = {val}`sparsity.partial_p_value:.2g`).
+# Gains are positive on {val}`sparsity.n_wins` of {val}`sparsity.n_genes` genes (sign test, p = {val}`sparsity.sign_p_value:.2g`).
+#
+# The same association for other scores:
+
+# %% tags=["remove-input"]
+tables.show(association.by_metric)
+
+# %% [markdown]
+# ### All patients and seeds
+#
+# The figures above are of one test patient. This regression of the gain on sparsity (restricted maximum likelihood) takes every patient and seed that the preset ran, with random intercepts for categories and for
+# the genes within them. A slope is the change of the gain from a gene with no empty bins to one with nothing else. The arms of a matched or linear pair differ in the loss alone.
+
+# %% tags=["remove-input"]
+scores = comparisons.long_table(settings, results.load_all(settings)).assign(
+    score=lambda t: t["pcc_8um"]
 )
+models = []
+for mse_arm, poisson_arm in ((MSE_ARM, POISSON_ARM), *LOSS_PAIRS.values()):
+    fit = stats.mixed_model(comparisons.gains(scores, (mse_arm, poisson_arm)))
+    row = {"arms": f"{poisson_arm} − {mse_arm}", "slope": fit.coefficient}
+    row |= {key: getattr(fit, key) for key in ("ci_low", "ci_high", "p_value", "n_genes")}
+    row |= {"patients": fit.n_patients, "seeds": fit.n_seeds, "note": fit.problem}
+    models.append(row)
+tables.show(pd.DataFrame(models))
 
 # %% [markdown]
 # ## All genes
@@ -59,23 +90,23 @@ figures.gene_heatmap(genes, settings.source)
 # %% [markdown]
 # ## Tables S1 to S3
 #
-# Table S1, one row per gene (also as {download}`CSV <tables/S1_genes.csv>`):
+# A press on a heading sorts. Table S1, one row per gene (also as {download}`CSV <tables/S1_genes.csv>`):
 
 # %% tags=["remove-input", "output_scroll"]
 columns = [
     "gene", "category", "sparsity", "pcc_8um_mse", "pcc_8um_poisson", "delta_pcc_8um",
     "ssim_2um_mse", "ssim_2um_poisson", "delta_ssim_2um",
 ]  # fmt: skip
-genes[columns].style.format(precision=3, na_rep="undefined").hide(axis="index")
+tables.show(genes[columns], missing="undefined", sortable=True)
 
 # %% [markdown]
 # Table S2, by category ({download}`CSV <tables/S2_categories.csv>`). *p* is of a paired Wilcoxon test, *q* after Benjamini–Hochberg over the categories:
 
 # %% tags=["remove-input"]
-association.by_category.style.format(precision=3, na_rep="–").hide(axis="index")
+tables.show(association.by_category, sortable=True)
 
 # %% [markdown]
 # Table S3, by quartile of sparsity ({download}`CSV <tables/S3_quartiles.csv>`):
 
 # %% tags=["remove-input"]
-association.by_quartile.style.format(precision=3, na_rep="–").hide(axis="index")
+tables.show(association.by_quartile, sortable=True)

@@ -17,7 +17,7 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import figures, published, results, stats, steps
+from sparsity_trap import figures, published, results, stats, steps, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.genes import in_panel
 
@@ -59,12 +59,8 @@ figures.rescue_panels(store, largest, mse.predictions, poisson.predictions, gene
 # The published columns come from real sections and another encoder.
 
 # %% tags=["remove-input"]
-columns = {
-    "pcc_8um_mse": "PCC 8 µm, MSE",
-    "pcc_8um_poisson": "PCC 8 µm, Poisson",
-    "delta_ssim_2um": "gain in SSIM 2 µm",
-}
+columns = ["pcc_8um_mse", "pcc_8um_poisson", "delta_ssim_2um"]
 sides = {"published": published.RESCUES, "this run": genes}
-beside = pd.concat({k: t.set_index("gene")[list(columns)] for k, t in sides.items()}, axis=1)
-beside = beside.reindex(published.RESCUES["gene"]).rename(columns=columns).swaplevel(axis=1)
-beside[list(columns.values())].style.format("{:.3f}", na_rep="undefined")
+beside = pd.concat({k: t.set_index("gene")[columns] for k, t in sides.items()}, axis=1)
+beside = beside.reindex(published.RESCUES["gene"]).swaplevel(axis=1)
+tables.show(beside[columns], index=True, missing="undefined")

@@ -17,7 +17,7 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import comparisons, control_figures, controls, results, stats, steps
+from sparsity_trap import comparisons, control_figures, controls, results, stats, steps, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.training import training_mean
 
@@ -28,7 +28,7 @@ store = steps.store(settings, settings.main_patient)
 train_mean = training_mean(settings, poisson.run)
 
 # %% [markdown]
-# A score is worth as much as the nonsense that it turns down. Below, maps that know nothing of the image, and predictions of arm E that were spoilt by known amounts, are scored like a model. *Patch mean* cheats:
+# A score is worth as much as the nonsense that it turns down. Below, maps that know nothing of the image, and predictions of arm E that were spoilt by known amounts, are scored like a model ({numref}`fig-controls`). *Patch mean* cheats:
 # it knows each gene's mean count in the patch and nothing within. *Shuffled* gives each patch the prediction of another one of the same section. *Oracle* is the true rate, where it is known, and *at 16 µm* the same averaged
 # over tokens: what a decoder without any detail within a token could reach.
 
@@ -61,8 +61,7 @@ control_figures.control_dots(shown, scores, settings.source)
 
 # %% tags=["remove-input"]
 audit = controls.metric_audit(table.rename(index={"model: arm E": "model"}))
-numbers = ["model", "shuffled", "zeros", "null"]
-audit.style.format("{:.3f}", subset=numbers, na_rep="–")
+tables.show(audit, index=True)
 
 # %% [markdown]
 # ## Ceilings
@@ -97,7 +96,7 @@ for width in ("2um", "8um"):
             "ceiling": ceiling.mean(),
             "PCC / ceiling": (score / ceiling).mean(),
         }
-pd.DataFrame(rows).T.style.format("{:.3f}", na_rep="undefined")
+tables.show(pd.DataFrame(rows).T, index=True, missing="undefined")
 
 # %% [markdown]
 # ## Spatial structure
@@ -110,4 +109,4 @@ moran = controls.morans_table(store, poisson.predictions).merge(
     on="gene",
     suffixes=("_E", "_D"),
 )
-moran.style.format(precision=3, na_rep="undefined").hide(axis="index")
+tables.show(moran, missing="undefined", sortable=True)

@@ -18,7 +18,7 @@ cohort = ""
 import pandas as pd
 from IPython.display import Markdown
 
-from sparsity_trap import comparisons, control_figures, mechanism, results
+from sparsity_trap import comparisons, control_figures, mechanism, results, tables
 from sparsity_trap.cohort import open_preset
 
 settings = open_preset(preset, source, cohort)
@@ -66,7 +66,7 @@ else:
 figure
 
 # %% tags=["remove-input"]
-shares.style.format(precision=3, na_rep="–").hide(axis="index") if shares is not None else None
+tables.show(shares) if shares is not None else None
 
 # %% [markdown]
 # ## Why the losses differ at all
@@ -78,9 +78,11 @@ shares.style.format(precision=3, na_rep="–").hide(axis="index") if shares is n
 control_figures.bin_weights()
 
 # %% [markdown]
-# In the decoder that all genes share, this becomes a matter between genes. Below, the share of each gene in the gradient that reaches it, before training and at the chosen checkpoint; the line is an equal share.
+# In the decoder that all genes share, this becomes a matter between genes. Below, the share of each gene in the squared gradient that reaches it, before training and at the chosen checkpoint; the horizontal line is an equal share.
+# Near a solution residuals are count noise, of size √λ, so theory expects shares that grow as $\lambda^3$ under MSE and as $\lambda$ under Poisson, with the exp link. Far from it the residual is the error of the start: arm D begins at
+# 0.69 counts per bin for every gene, nearly all of it excess, and shares are nearly equal. Each panel's title gives the exponent fitted to its genes.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gradient", "caption": "Share of each gene in the gradient of the shared decoder against its mean count, for the same tokens."}, "image": {"alt": "Scatter of gradient share against mean count, per arm and moment"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gradient", "caption": "Share of each gene in the squared gradient of the shared decoder against its mean count, for the same tokens."}, "image": {"alt": "Scatter of gradient share against mean count, per arm and moment"}}
 shares_of_genes = pd.concat(
     comparisons.gradient_shares(settings, result)
     for result in results.contrast(settings) + results.matched(settings, runs)
@@ -93,6 +95,8 @@ control_figures.gradient_shares(shares_of_genes, settings.source)
 # One free rate per group of simulated bins, fitted until gradient descent stands still. MSE and Poisson end at the mean count; MSE on log1p does not. They differ in the steps that the sparse groups take.
 
 # %% tags=["remove-input"]
-mechanism.toy_minimisers().style.format(
-    {"rate": "{:g}", "mean_count": "{:.4f}", "minimiser": "{:.4f}", "relative_error": "{:+.1%}"}
-).hide(axis="index")
+toy = mechanism.toy_minimisers().assign(
+    error=lambda t: t["relative_error"].map("{:+.1%}".format), steps=lambda t: t["steps"].map(str)
+)
+toy = toy.pivot(index=["loss", "link"], columns="rate", values=["error", "steps"])
+tables.show(toy.rename(columns={"error": "minimiser against the mean count"}), index=True)

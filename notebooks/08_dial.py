@@ -17,7 +17,7 @@ cohort = ""
 # %% tags=["remove-cell"]
 from IPython.display import display
 
-from sparsity_trap import comparisons, control_figures, results
+from sparsity_trap import comparisons, control_figures, results, tables
 from sparsity_trap.cohort import open_preset
 
 settings = open_preset(preset, source, cohort)
@@ -25,7 +25,7 @@ table = comparisons.long_table(settings, results.load_all(settings))
 
 # %% [markdown]
 # Genes differ in more than sparsity, so an association over genes cannot show a cause. Here the same genes are made sparser: UMIs of the training sections are kept with a probability from 1 down to 1/16, images
-# unchanged, and both losses are trained with link exp and bias −3. Every model is scored against the untouched counts of the test patient, whose section is never thinned.
+# unchanged, and both losses are trained with link exp and bias −3. Every model is scored against the untouched counts of the test patient: its section is never thinned and takes no part in training, so no half of the counts has to be set aside.
 #
 # :::{when} dial.keep.slope
 # Per halving of the counts, the gain of Poisson over MSE in PCC at 8 µm changes by {val}`dial.keep.per_halving:+.4f` on average over genes (95 % interval {val}`dial.keep.per_halving_low:+.4f` to
@@ -50,4 +50,4 @@ figure
 
 # %% tags=["remove-input"]
 for dial in dials.values():
-    display(dial.curve.style.format(precision=4, na_rep="–").hide(axis="index"))
+    display(tables.show(dial.curve, digits=4))

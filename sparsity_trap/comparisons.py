@@ -62,6 +62,27 @@ def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def gains(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """Gain of one arm over another per gene, patient and seed that both were run with.
+
+    Parameters
+    ----------
+    table
+        From `long_table`, with a column ``score``.
+    pair
+        The arm that is subtracted, and the arm it is subtracted from.
+
+    Returns
+    -------
+    DataFrame with ``gene``, ``category``, ``sparsity``, ``patient``, ``seed`` and ``delta``, as
+    `stats.mixed_model` takes it; empty where an arm was not run.
+    """
+    keys = ["gene", "category", "sparsity", "patient", "seed"]
+    wide = table[table["arm"].isin(pair)].pivot(index=keys, columns="arm", values="score")
+    wide = wide.reindex(columns=list(pair)).dropna()
+    return (wide[pair[1]] - wide[pair[0]]).rename("delta").reset_index()
+
+
 def factorial_runs(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of `long_table` of loss × link × bias (published or gene means), all else as published."""
     levels = table["bias"].isin(["published", "gene-mean"]) & (table["loss"] != "zinb")

@@ -55,7 +55,7 @@ def effects_forest(effects: pd.DataFrame, source: str) -> Figure:
     axis.set_yticks(shown.index, [_term(term) for term in shown["term"]])
     axis.set_ylim(-0.7, len(shown) - 0.3)
     axis.set_xlabel("effect on PCC at 8 µm (95 % interval over genes)")
-    return mark(figure, source)
+    return mark(figure, source, effects)
 
 
 def gap_shares(shares: pd.DataFrame, source: str) -> Figure:
@@ -78,7 +78,7 @@ def gap_shares(shares: pd.DataFrame, source: str) -> Figure:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel("PCC at 8 µm, from arm D to arm E")
-    return mark(figure, source)
+    return mark(figure, source, shares)
 
 
 def dial_curves(dials: Mapping[str, DialCurve], source: str) -> Figure:
@@ -109,21 +109,20 @@ def dial_curves(dials: Mapping[str, DialCurve], source: str) -> Figure:
         axis.set_title(title)
         axis.set_xlabel("mean count of a gene per bin")
     axes[0].set_ylabel("gain in PCC, Poisson − MSE")
-    return mark(figure, source)
+    data = pd.concat(dial.curve.assign(dial=title) for title, dial in dials.items())
+    return mark(figure, source, data)
 
 
 def bin_weights() -> Figure:
-    """Weight of a bin's residual in the gradient, against its predicted rate. No data."""
+    """Weight of a bin's residual in the gradient, against its predicted rate: theory, no data."""
     figure = Exhibit(figsize=(6.6, 2.7))
     rate = np.geomspace(1e-3, 10, 200)
+    figure.data = pd.DataFrame({"rate": rate})
     for axis, link in zip(figure.subplots(1, 2, sharey=True), ("exp", "softplus"), strict=True):
         for loss in ("mse", "poisson"):
-            axis.loglog(
-                rate,
-                bin_weight(rate, loss, link),
-                color=_LOSS_COLOURS[loss],
-                label=_LOSS_NAMES[loss],
-            )
+            weight = bin_weight(rate, loss, link)
+            axis.loglog(rate, weight, color=_LOSS_COLOURS[loss], label=_LOSS_NAMES[loss])
+            figure.data[f"{loss}, {link}"] = weight
         axis.set_title(f"link {link}")
         axis.set_xlabel("predicted rate λ, counts per bin")
     figure.axes[0].set_ylabel("weight of λ − y in ∂loss/∂η")
@@ -134,6 +133,8 @@ def bin_weights() -> Figure:
 def gradient_shares(shares: pd.DataFrame, source: str) -> Figure:
     """Share of each gene in the gradient of the shared decoder, against its mean count.
 
+    Titles give the slope of a least-squares line through the logarithms.
+
     Parameters
     ----------
     shares
@@ -141,20 +142,25 @@ def gradient_shares(shares: pd.DataFrame, source: str) -> Figure:
     source
         Kind of data, for the mark.
     """
-    titles = list(dict.fromkeys(shares["panel"]))
-    figure = Exhibit(figsize=(2.6 * len(titles), 2.8))
-    axes = figure.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
-    for axis, title in zip(axes, titles, strict=True):
+    titles = list(dict.fromkeys(shares["panel"]))  # start and end of each arm in turn
+    columns = len(titles) // 2
+    figure = Exhibit(figsize=(2.7 * columns, 4.8))
+    axes = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, title in zip(axes.T.flat, titles, strict=True):
         part = shares[shares["panel"] == title]
         colours = [CATEGORY_COLOURS[c] for c in part["category"]]
         axis.scatter(part["mean_count"], part["share"], s=14, c=colours)
         axis.axhline(1 / len(part), **_NULL)
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_title(title)
+        used = part[(part["share"] > 0) & (part["mean_count"] > 0)]
+        power = np.polyfit(np.log(used["mean_count"]), np.log(used["share"]), 1)[0]
+        axis.set_title(f"{title}: power {power:.1f}".replace(" -", " −"))
+    for axis in axes[1]:
         axis.set_xlabel("mean count per 2 µm bin")
-    axes[0].set_ylabel("share of the gradient")
-    return mark(figure, source)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of the squared gradient")
+    return mark(figure, source, shares)
 
 
 def control_dots(table: pd.DataFrame, metrics: Mapping[str, str], source: str) -> Figure:
@@ -183,7 +189,7 @@ def control_dots(table: pd.DataFrame, metrics: Mapping[str, str], source: str) -
         axis.axvline(0, **_NULL)
         axis.set_title(title)
     axes[0].set_yticks(rows, table.index)
-    return mark(figure, source)
+    return mark(figure, source, table[list(metrics)].rename_axis("map").reset_index())
 
 
 def score_against_ceiling(
@@ -213,7 +219,7 @@ def score_against_ceiling(
         axis.set_xlim(0, 1)
     axes[0].set_ylabel("PCC")
     category_legend(axes[-1], genes["category"])
-    return mark(figure, source)
+    return mark(figure, source, genes[["gene", "category", *scores, ceiling]])
 
 
 def category_legend(axis: Axes, categories: pd.Series) -> None:

@@ -60,12 +60,25 @@ _SCORE_MAP = plt.get_cmap("cividis").with_extremes(bad="#EDEDED")
 
 
 class Exhibit(Figure):
-    """A figure that notebooks show by itself, whatever the backend, and once."""
+    """A figure that notebooks show by itself, whatever the backend, and once.
+
+    Attributes
+    ----------
+    data
+        The numbers that are drawn, kept in the notebook beside the picture; None for maps.
+    """
+
+    data: pd.DataFrame | None = None
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
+
+    def _repr_mimebundle_(self, **_options: object) -> dict[str, str]:
+        if self.data is None:
+            return {}
+        return {"text/csv": self.data.to_csv(index=False, float_format="%.6g")}
 
 
 def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options):
@@ -73,8 +86,9 @@ def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], 
     return figure, figure.subplots(rows, columns, **options)
 
 
-def mark(figure: Figure, source: str) -> Figure:
-    """Write the kind of data into the figure where it is not measured."""
+def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
+    """Write the kind of data into the figure where it is not measured; keep the numbers drawn."""
+    figure.data = data
     if source in MARKS:
         figure.text(
             0.995, 0.002, MARKS[source], ha="right", va="bottom", fontsize=6.5, color="#A32020",
@@ -164,7 +178,9 @@ def registration_check(store: PatchStore, shift: Shift) -> Figure:
     axes[2].set_ylabel("offset in rows")
     axes[2].set_title("correlation of darkness and counts")
     figure.colorbar(shown, ax=axes[2], shrink=0.8)
-    return mark(figure, store.source)
+    rows, cols = np.indices(shift.correlation.shape).reshape(2, -1) - reach
+    data = {"rows": rows, "columns": cols, "correlation": shift.correlation.ravel()}
+    return mark(figure, store.source, pd.DataFrame(data))
 
 
 def stripes(store: PatchStore) -> Figure:
@@ -181,7 +197,9 @@ def stripes(store: PatchStore) -> Figure:
         axis.set_title(f"median |log₂ ratio| of neighbours {stripe_strength(factor):.2f}")
     axes[0].set_ylabel("counts / neighbourhood")
     axes[0].set_ylim(bottom=0)
-    return mark(figure, store.source)
+    lines = {"row": store.row_factor[:], "column": store.col_factor[:]}
+    data = pd.concat(pd.DataFrame({"factor": v}).assign(line=k) for k, v in lines.items())
+    return mark(figure, store.source, data.reset_index(names="bin"))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -205,7 +223,7 @@ def training_dynamics(logs: dict[str, pd.DataFrame], source: str) -> Figure:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].legend(title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5)
-    return mark(figure, source)
+    return mark(figure, source, pd.concat(log.assign(arm=name) for name, log in logs.items()))
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -245,7 +263,7 @@ def collapse_and_recovery(
     left.set_title("b   per-gene PCC at 8 µm, within tissue", loc="left", weight="bold")
     _score_bars(right, table)
     right.set_title("c   mean over genes", loc="left", weight="bold")
-    return mark(figure, store.source)
+    return mark(figure, store.source, table[_both(table, *_BAR_SCORES)])
 
 
 def _gene_dumbbells(axis: Axes, table: pd.DataFrame) -> None:
@@ -262,8 +280,16 @@ def _gene_dumbbells(axis: Axes, table: pd.DataFrame) -> None:
     axis.legend(fontsize=7.5)
 
 
+_BAR_SCORES = {"pcc_2um": "PCC\n2 µm", "pcc_8um": "PCC\n8 µm", "ssim_2um": "SSIM\n2 µm"}
+
+
+def _both(table: pd.DataFrame, *scores: str) -> list[str]:
+    """Columns of table S1 with some scores of both losses."""
+    return ["gene", "category", *(f"{s}_{loss}" for s in scores for loss in ("mse", "poisson"))]
+
+
 def _score_bars(axis: Axes, table: pd.DataFrame) -> None:
-    scores = {"pcc_2um": "PCC\n2 µm", "pcc_8um": "PCC\n8 µm", "ssim_2um": "SSIM\n2 µm"}
+    scores = _BAR_SCORES
     x = np.arange(len(scores))
     for shift, name, colour in ((-0.2, "mse", MSE_COLOUR), (0.2, "poisson", POISSON_COLOUR)):
         values = [table[f"{score}_{name}"].mean() for score in scores]
@@ -298,7 +324,7 @@ def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, sour
         loc="left",
     )
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return mark(figure, source)
+    return mark(figure, source, shown[["gene", "category", "sparsity", "delta_pcc_8um"]])
 
 
 def _name_farthest(axis: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
@@ -344,7 +370,7 @@ def category_bars(by_category: pd.DataFrame, published: pd.DataFrame, source: st
     axis.axvline(0, color="#888888", lw=0.6)
     axis.set_xlabel("mean gain in PCC at 8 µm, Poisson (E) − MSE (D); in brackets, genes gained")
     axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1))
-    return mark(figure, source)
+    return mark(figure, source, table.iloc[::-1].assign(published=known.to_numpy()[::-1]))
 
 
 def gene_heatmap(table: pd.DataFrame, source: str) -> Figure:
@@ -370,7 +396,7 @@ def gene_heatmap(table: pd.DataFrame, source: str) -> Figure:
     axes[-1].set_xticks(range(len(table)), table["gene"], rotation=90, fontsize=6.3)
     for label, category in zip(axes[-1].get_xticklabels(), table["category"], strict=True):
         label.set_color(CATEGORY_COLOURS[category])
-    return mark(figure, source)
+    return mark(figure, source, table[_both(table, *columns)])
 
 
 # --- maps -----------------------------------------------------------------------------------------
@@ -403,6 +429,7 @@ def rescue_panels(
     """The patch richest in each gene at 8 µm, titled with the gene's scores on the whole section."""
     figure, axes = _subplots(len(genes), 4, figsize=(8.6, 2.25 * len(genes)), squeeze=False)
     scores = table.set_index("gene")
+    data = []
     for row, gene in zip(axes, genes, strict=True):
         index = store.genes.index(gene)
         patch = _richest_patch(store, index)
@@ -416,7 +443,11 @@ def rescue_panels(
         row[1].set_title("counts")
         row[2].set_title(f"MSE (D)  PCC {own['pcc_8um_mse']:.2f}")
         row[3].set_title(f"Poisson (E)  PCC {own['pcc_8um_poisson']:.2f}")
-    return mark(figure, store.source)
+        values = dict(zip(("counts", "mse", "poisson"), (m[mask] for m in maps), strict=True))
+        rows, cols = np.nonzero(mask)
+        place = {"gene": gene, "patch": patch, "row": rows, "column": cols}
+        data.append(pd.DataFrame(place | values))
+    return mark(figure, store.source, pd.concat(data) if data else None)
 
 
 def _panel_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,12 +189,16 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
 
 def _cohort_numbers(store: PatchStore) -> dict[str, object]:
     tissue, zeros = 0, 0
-    for counts, mask in zip(store.counts, store.mask, strict=True):
+    digest = hashlib.sha256(" ".join(store.genes).encode())
+    for image, counts, mask in zip(store.images, store.counts, store.mask, strict=True):
+        for part in (image, counts, mask):
+            digest.update(np.ascontiguousarray(part))
         tissue += int(mask.sum())
         zeros += int((counts[:, mask] == 0).sum())
     return {
         f"cohort.n_patches.{store.patient}": len(store),
         f"cohort.sparsity.{store.patient}": zeros / (tissue * len(store.genes)),
+        f"cohort.sha256.{store.patient}": digest.hexdigest(),
     }
 
 
@@ -214,7 +219,10 @@ def _contrast_numbers(prefix: str, mse: Result, poisson: Result) -> dict[str, ob
 def _association_numbers(table: pd.DataFrame) -> dict[str, object]:
     """Spearman correlation of sparsity and gain, with and without the mitochondrial genes."""
     association = stats.sparsity_association(table)
-    keys = ("rho", "p_value", "ci_low", "ci_high", "n_genes")
+    keys = (
+        "rho", "p_value", "ci_low", "ci_high", "n_genes",
+        "partial_rho", "partial_p_value", "n_wins", "sign_p_value",
+    )  # fmt: skip
     values = {f"sparsity.{key}": getattr(association, key) for key in keys}
     without = association.without_category.set_index("category")
     for key in ("rho", "p_value"):

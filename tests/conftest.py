@@ -54,6 +54,11 @@ def smoke_book(tmp_path_factory) -> Path:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
+    # The compiled kernels too, where tests have run before: it saves compiling them again.
+    for kernel in ROOT.glob("sparsity_trap/__pycache__/kernels.*.nb*"):
+        target = folder / kernel.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(kernel, target)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))

@@ -67,6 +67,14 @@ def test_the_gap_is_shared_among_its_causes(table):
     assert np.allclose(shares[["loss", "link", "bias", "gap"]], [0.1, 0.04, 0.02, 0.16], atol=1e-3)
 
 
+def test_gains_are_of_the_patients_and_seeds_that_both_arms_have(table):
+    gains = comparisons.gains(table, ("D-matched", "E"))
+    assert set(gains["patient"]) == {"P1", "P2", "P5"} and len(gains) == 150
+    assert np.allclose(gains["delta"], 0.1, atol=1e-3)
+    assert set(comparisons.gains(table, ("D-linear", "E-linear"))["patient"]) == {"P5"}
+    assert len(comparisons.gains(table, ("D", "never"))) == 0
+
+
 def test_dials_compare_matched_arms(table):
     keep = comparisons.dial_runs(table, "keep")
     assert set(keep["arm"]) == {

@@ -71,7 +71,8 @@ for line in sys.stdin:
 def copy_of_the_program(folder: Path) -> Path:
     """What the steps need of the checkout, and the tiny preset."""
     for name in ("sparsity_trap", "workflow", "notebooks", "presets", "book"):
-        ignored = shutil.ignore_patterns("__pycache__", "executed")
+        # With the compiled kernels in __pycache__: compiling them takes each copy half a minute.
+        ignored = shutil.ignore_patterns("executed")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("Makefile", "pyproject.toml", "requirements.lock.txt", "_config.yml", "_toc.yml"):
         shutil.copyfile(ROOT / name, folder / name)

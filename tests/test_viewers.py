@@ -19,7 +19,7 @@ import torch
 import zarr
 from PIL import Image
 
-from sparsity_trap import figures, viewers
+from sparsity_trap import figures, tables, viewers
 from sparsity_trap.patches import PatchStore
 
 GENES = ["PIGR", "COL1A1", "A<B/&"]
@@ -538,6 +538,25 @@ def test_loss_explorer_prints_the_losses_of_its_sliders(driven, tmp_path):
     drawn = "document.querySelectorAll('.le-plots svg:nth-child({}) {}').length"
     assert driven.value(drawn.format(1, "path")) == 3
     assert driven.value(drawn.format(2, "path")) == 6
+
+
+def test_table_sorts_by_the_heading_that_is_pressed(driven, tmp_path):
+    table = pd.DataFrame({"gene": ["B", "C", "A"], "gain": [-0.5, np.nan, 0.25]})
+    page = tmp_path / "table.html"
+    shown = tables.show(table, 2, missing="undefined", sortable=True).data
+    page.write_text(f'<!doctype html><meta charset="utf8"><title>t</title>{shown}')
+    driven.open(page.as_uri())
+    order = "[...document.querySelectorAll('tbody tr')].map((r) => r.cells[0].textContent).join('')"
+
+    def press(column: int) -> str:
+        driven.value(f"document.querySelectorAll('th button')[{column}].click()")
+        return driven.value(order)
+
+    assert driven.value(order) == "BCA"
+    assert press(1) == "ABC"  # largest first, undefined last
+    assert press(1) == "BAC"
+    assert driven.value("document.querySelectorAll('th')[1].ariaSort") == "ascending"
+    assert press(0) == "CBA"
 
 
 @pytest.fixture

@@ -119,6 +119,13 @@ def training(bench: dict) -> str:
         "published way (open PNGs, encode the image in every step, loop on the host) takes "
         f"{way['times_slower_per_epoch']:.1f} times as long per epoch."
     )
+    kinds = run["shares_of_decoder_and_loss"].items()
+    lines.append(
+        "\nOf the decoder's and the loss's time, "
+        + ", ".join(f"{kind} take {share:.0%}" for kind, share in kinds)
+        + ". Only large matrix products reach the rate that the floor assumes; the tensors here are "
+        "small, and their element-wise passes do little arithmetic per byte."
+    )
     if bench["encoder"]:
         encoder = bench["encoder"]
         lines.append(

@@ -1,6 +1,7 @@
 """Build the book with warnings as errors, showing its progress; the log is printed if it fails."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ def main() -> int:
         "-W",
         "--keep-going",
     ]
+    # Pages and pictures of an earlier book would stay among the new ones.
+    shutil.rmtree(ROOT / "_build" / "html", ignore_errors=True)
     log = []
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

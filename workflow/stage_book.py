@@ -11,30 +11,13 @@ from pathlib import Path
 import bench_tables
 import book_tables
 import nbformat
+import pages
 
 from sparsity_trap import steps, viewers
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.config import ROOT
 from sparsity_trap.files import building
 from sparsity_trap.training import open_tokens
-
-
-def as_page(path: Path) -> nbformat.NotebookNode:
-    """Executed notebook as a page: its title as text, papermill's parameters out of sight.
-
-    A title that depends on a parameter is the output of the cell tagged ``title``, but the book
-    takes titles from text alone.
-    """
-    notebook = nbformat.read(path, as_version=4)
-    for i, cell in enumerate(notebook.cells):
-        tags = cell.metadata.get("tags", [])
-        if "title" in tags:
-            heading = cell.outputs[0]["data"]["text/markdown"]
-            notebook.cells[i] = nbformat.v4.new_markdown_cell(heading)
-        elif "injected-parameters" in tags:
-            cell.metadata["tags"] = [*tags, "remove-cell"]
-    return notebook
-
 
 if __name__ == "__main__":
     split = sys.argv.index("--")
@@ -46,22 +29,25 @@ if __name__ == "__main__":
         "preset": preset.name,
         "commit": numbers["run.commit"],
         "hardware": numbers["run.hardware"],
-        "seeds": sorted({r.seed for r in preset.all_runs()}),
-        "training_seconds": numbers["training.seconds.total"],
+        "data": ", ".join(f"{p} {numbers[f'cohort.sha256.{p}'][:12]}" for p in preset.patients),
+        "seeds": ", ".join(map(str, sorted({r.seed for r in preset.all_runs()}))),
+        "training": f"{numbers['training.seconds.total']:,.0f} s",
     }
     with building(ROOT / "book" / "executed") as folder:
         folder.mkdir()
-        for notebook in map(Path, sys.argv[split + 1 :]):
+        shutil.copytree(preset.folder / "tables", folder / "tables")
+        for path in map(Path, sys.argv[split + 1 :]):
             # The book shows one run per arm, under the arm's name.
-            name = notebook.stem.removesuffix("-s0").removesuffix(f"-{preset.main_patient}")
-            nbformat.write(as_page(notebook), folder / f"{name}.ipynb")
+            name = path.stem.removesuffix("-s0").removesuffix(f"-{preset.main_patient}")
+            notebook = nbformat.read(path, as_version=4)
+            page = pages.as_page(notebook, name, preset, numbers, folder)
+            nbformat.write(page, folder / f"{name}.ipynb")
         (folder / "numbers.json").write_text(json.dumps(numbers, indent=1))
         (folder / "run.json").write_text(json.dumps(run, indent=1))
-        shutil.copytree(preset.folder / "tables", folder / "tables")
         shutil.copytree(preset.folder / "viewer", folder / "viewer")
         store = steps.store(preset, preset.main_patient)
         channels = open_tokens(preset, preset.main_patient)[0].shape[2]
-        pages = {
+        tables = {
             "arms.md": book_tables.arms(preset),
             "decoders.md": book_tables.decoders(preset, channels, len(store.genes)),
             "encoders.md": book_tables.encoders(),
@@ -69,7 +55,7 @@ if __name__ == "__main__":
             "scale.md": book_tables.scale(),
             "loss_explorer.html": viewers.loss_explorer(),
         }
-        for name, text in pages.items():
+        for name, text in tables.items():
             (folder / name).write_text(text)
         for name in bench_tables.TABLES:
             text = bench_tables.table(name, ROOT / "results" / "bench")

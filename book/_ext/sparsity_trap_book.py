@@ -148,11 +148,15 @@ def show_source(app: Sphinx, config: Config) -> None:
     config.html_theme_options["announcement"] = (
         f'<span class="source source-{run.get("source")}">{source} · preset {preset}</span>'
     )
+    unknown = "not recorded"
     parts = [
         source,
+        f"data {run.get('data', unknown)}",
         f"preset {preset}",
-        f"commit {run.get('commit', 'not recorded')[:12]}",
-        run.get("hardware", "hardware not recorded"),
+        f"commit {run.get('commit', unknown)[:16]}",
+        f"seeds {run.get('seeds', unknown)}",
+        f"trained in {run.get('training', unknown)}",
+        f"on {run.get('hardware', unknown)}",
     ]
     config.html_theme_options["extra_footer"] = (
         f'<p class="built-from">Built from: {" · ".join(parts)}</p>'

@@ -1,0 +1,97 @@
+"""Executed notebooks as pages of the book: data of their figures, and how each was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+
+from sparsity_trap.config import Preset, Run
+
+
+def as_page(
+    notebook: nbformat.NotebookNode, name: str, preset: Preset, numbers: dict, folder: Path
+) -> nbformat.NotebookNode:
+    """Turn an executed notebook into a page.
+
+    A title that depends on a parameter is the output of the cell tagged ``title``, but the book
+    takes titles from text alone. Papermill's parameters go out of sight, the numbers behind each
+    figure into a CSV file, and a table at the end says how the page was made.
+
+    Parameters
+    ----------
+    notebook
+        As papermill left it; changed in place.
+    name
+        Of the page, such as ``04_sparsity``.
+    preset
+        What was run.
+    numbers
+        From ``numbers.json``.
+    folder
+        Of the staged book; tables go to ``tables/figures`` in it.
+    """
+    for i, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        if "title" in tags:
+            heading = cell.outputs[0]["data"]["text/markdown"]
+            notebook.cells[i] = nbformat.v4.new_markdown_cell(heading)
+        elif "injected-parameters" in tags:
+            cell.metadata["tags"] = [*tags, "remove-cell"]
+    files = _figure_data(notebook, name, folder / "tables" / "figures")
+    made = _how_made(notebook, preset, numbers, files)
+    notebook.cells.append(nbformat.v4.new_markdown_cell(made))
+    return notebook
+
+
+def _figure_data(notebook: nbformat.NotebookNode, name: str, folder: Path) -> list[str]:
+    """Write the CSV that each figure carries; return the files' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {}).pop("text/csv", None)
+            if data is None:
+                continue
+            figure = cell.metadata.get("mystnb", {}).get("figure", {})
+            label = figure.get("name", f"fig-{len(names) + 1}").removeprefix("fig-")
+            names.append(f"{name}-{label}.csv")
+            (folder / names[-1]).write_text(data, encoding="utf8")
+    return names
+
+
+def _how_made(
+    notebook: nbformat.NotebookNode, preset: Preset, numbers: dict, files: list[str]
+) -> str:
+    """Markdown of the table that ends a page."""
+    papermill = notebook.metadata.papermill
+    parameters = papermill.parameters
+    script = Path(papermill.input_path).with_suffix(".py").name
+    if "seed" in parameters:
+        runs = [Run(**{key: parameters[key] for key in ("arm", "test_patient", "seed")})]
+    else:
+        runs = preset.all_runs()
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    hashes = "; ".join(f"{p} `{numbers[f'cohort.sha256.{p}'][:12]}`" for p in preset.patients)
+    given = " ".join(f"{key}={value}" for key, value in parameters.items() if value != "")
+    source = {
+        "simulated": "simulated sections",
+        "tissue-map": "simulated counts and H&E on real cell-type maps",
+        "spaceranger": "real sections",
+    }[preset.source]
+    rows = {
+        "data": f"{source}; SHA-256 of the patches: {hashes}",
+        "script": f"{{download}}`{script} </notebooks/{script}>`, run with `{given}`",
+        "data of the figures": ", ".join(
+            f"{{download}}`{file} <tables/figures/{file}>`" for file in files
+        )
+        or "maps and tables only",
+        "seed" if len({run.seed for run in runs}) == 1 else "seeds": seeds,
+        "commit": f"`{numbers['run.commit']}`",
+        "hardware": numbers["run.hardware"],
+        "wall time": f"{papermill.duration:.0f} s for this page; "
+        f"{numbers['training.seconds.total']:,.0f} s for the training of all runs",
+    }
+    lines = [":::{dropdown} How this page was made", ":open:", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in rows.items()]
+    return "\n".join([*lines, ":::"])
