@@ -80,9 +80,10 @@ test: $(STAMP)  ## run the tests, the smoke book among them
 linkcheck: $(STAMP)  ## check the links of the built book; needs a network
 	@$(BIN)/jupyter-book build . --builder linkcheck -q
 
-lint: $(STAMP)  ## check style
+lint: $(STAMP)  ## check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 clean:  ## remove results, the built book and the environment
 	rm -rf $(filter-out results/bench,$(wildcard results/*)) _build book/executed .snakemake $(VENV)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -172,7 +172,7 @@ def _mean_finding(values: pd.Series, above: float = 0.0, below: float = WORTH) -
     return _Finding(_verdict(low, high, above, below), values.mean(), low, high, len(values))
 
 
-def _has(table: pd.DataFrame | None, *columns: str) -> bool:
+def _has(table: pd.DataFrame | None, *columns: str) -> TypeGuard[pd.DataFrame]:
     return table is not None and len(table) > 0 and set(columns) <= set(table)
 
 
@@ -309,7 +309,7 @@ def _sign_finding(wins: int, losses: int) -> _Finding:
 )
 def rescued_genes(evidence: Evidence) -> _Finding:
     gain = _gain(evidence.genes, "pcc_8um")
-    if gain.empty:
+    if evidence.genes is None or gain.empty:
         return _Finding()
     shown = evidence.genes["gene"].isin(published.RESCUES["gene"])
     chosen, rest = (gain[which].dropna().to_numpy() for which in (shown, ~shown))

@@ -254,12 +254,14 @@ def content_hash(outs: Path | str) -> str:
         The matrix is missing or damaged.
     """
     with _matrix(Path(outs)) as matrix:
-        digest = hashlib.sha256(np.array([*matrix["shape"][:], len(matrix["data"])], "<i8"))
+        digest = hashlib.sha256(
+            np.array([*matrix["shape"][:], len(matrix["data"])], "<i8").tobytes()
+        )
         for name in ("indptr", "indices"):
-            digest.update(_sample(matrix[name]).astype("<i8"))
+            digest.update(_sample(matrix[name]).astype("<i8").tobytes())
         # Counts are hashed as real numbers, so that their storage type does not matter.
-        digest.update(_sample(matrix["data"]).astype("<f8"))
-        digest.update(_sample(matrix["barcodes"]).astype("S32"))
+        digest.update(_sample(matrix["data"]).astype("<f8").tobytes())
+        digest.update(_sample(matrix["barcodes"]).astype("S32").tobytes())
     return digest.hexdigest()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -267,7 +269,7 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, object]:
 
     Keys such as ``factorial.poisson.effect``, ``gap.loss.share`` and ``dial.keep.slope``.
     """
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     table = long_table(preset, results).assign(score=lambda t: t["pcc_8um"])
     effects = factorial(table)
     if effects is not None:

@@ -288,8 +288,17 @@ class Preset(_Strict):
         return list(dict.fromkeys(runs))
 
     def training_patients(self, test_patient: str) -> list[str]:
-        """All patients but the one that is tested."""
+        """All patients but the one that is tested; ``UserError`` when the preset lacks that one."""
+        self.check_patient(test_patient)
         return [p for p in self.patients if p != test_patient]
+
+    def check_patient(self, name: str) -> None:
+        """Raise ``UserError`` when there is no such patient."""
+        if name not in self.patients:
+            raise UserError(
+                f"patient '{name}' is not in preset '{self.name}': choose one of "
+                f"{', '.join(self.patients)}"
+            )
 
     def arm(self, name: str) -> Arm:
         """Arm by name; ``UserError`` when it does not exist."""

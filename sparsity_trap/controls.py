@@ -8,6 +8,7 @@ A control is an iterator over the patches of a store, in store order: one array 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from functools import reduce
 from typing import Protocol
 
@@ -39,7 +40,9 @@ class Store(Protocol):
     mask: Maps
     truth: Maps | None
     origin: Maps
-    genes: Sequence[str]
+
+    @property
+    def genes(self) -> Sequence[str]: ...
 
 
 # --- controls -------------------------------------------------------------------------------------
@@ -393,8 +396,13 @@ def split_ceiling(
     def split(i: int, y: np.ndarray) -> Moments:
         rng = np.random.default_rng([seed, i])
         # Sums of binomial halves are binomial halves of sums, so larger bins are split as they are.
-        half = rng.binomial(y.astype(np.int64), 0.5, (repeats, *y.shape)).astype(float)
-        return _moments(half, y - half)
+        whole = y.astype(np.int64)
+        # One split at a time: all of them, of a large panel, are gigabytes.
+        halves = (rng.binomial(whole, 0.5).astype(float) for _ in range(repeats))
+        each = [_moments(half, y - half) for half in halves]
+        return Moments(
+            *(np.concatenate([getattr(m, f.name) for m in each]) for f in fields(Moments))
+        )
 
     parts = enumerate(_in_tissue(counts, mask, bin_factor))
     r = reduce(Moments.__add__, (split(i, y) for i, y in parts)).pcc()
@@ -407,8 +415,9 @@ def split_ceiling(
 def _moments(x: np.ndarray, y: np.ndarray) -> Moments:
     """Moments [rows] over the last axis, the other axes made one."""
     bins = x.shape[-1]
-    rows = (torch.from_numpy(v).reshape(x.size // max(bins, 1) or len(x), 1, bins) for v in (x, y))
-    return Moments.of(*rows, torch.ones((1, bins), dtype=torch.bool))
+    shape = x.size // max(bins, 1) or len(x), 1, bins
+    first, second = (torch.from_numpy(v).reshape(shape) for v in (x, y))
+    return Moments.of(first, second, torch.ones((1, bins), dtype=torch.bool))
 
 
 def _in_tissue(maps: Maps, mask: Maps, bin_factor: int) -> Iterator[np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,8 @@ class Head(nn.Conv2d):
     Its output is contiguous gene by gene whatever the layout of its input: losses work through η
     in pieces of whole genes.
     """
+
+    bias: nn.Parameter
 
     def __init__(self, width: int, genes: int):
         super().__init__(width, genes, 1)
@@ -301,7 +303,7 @@ def build_decoder(
     KeyError
         For an unknown name; presets are checked before they get here.
     """
-    decoder = DECODERS[name](channels, genes, settings)
+    decoder: Any = DECODERS[name](channels, genes, settings)
     head = decoder.head.bias
     # The linear decoder's head has 64 channels per gene, the others' one.
     per_gene = torch.as_tensor(bias, dtype=head.dtype, device=head.device).expand(genes)

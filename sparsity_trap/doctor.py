@@ -380,10 +380,10 @@ def _failed(check: str, error: Exception) -> Row:
 
 def table(rows: Sequence[Row]) -> str:
     """Aligned plain text of the rows."""
-    cells = [Row("check", "state", "found", "how to mend"), *rows]
+    cells = [("check", "state", "found", "how to mend"), *rows]
     # Paths stay whole, so that they can be copied.
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    wrapped = [[textwrap.wrap(cell, _WIDTH, **options) or [""] for cell in row] for row in cells]
+    wrapper = textwrap.TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrapped = [[wrapper.wrap(cell) or [""] for cell in row] for row in cells]
     widths = [max(len(line) for row in wrapped for line in row[i]) for i in range(len(cells[0]))]
     lines = []
     for row in wrapped:

@@ -28,7 +28,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from tqdm import tqdm
 
@@ -144,7 +144,7 @@ class Record:
                 f"{path} is damaged: delete it, and the files beside it that you do not trust"
             ) from None
 
-    def set(self, key: str, entry: dict[str, object]) -> None:
+    def set(self, key: str, entry: Any) -> None:
         """Store one entry on disk."""
         self.entries[key] = entry
         with building(self.path) as partial:
@@ -230,7 +230,8 @@ def _get_matrix(outs: Path, record: Record, url: str, hint: str) -> None:
     kept: list[str] = []
     with Remote(url, hint) as remote:
         try:
-            with tarfile.open(fileobj=remote, mode="r|gz") as archive:
+            # A stream is only read from.
+            with tarfile.open(fileobj=cast(IO[bytes], remote), mode="r|gz") as archive:
                 for member in archive:
                     name = member.name.removeprefix("./")
                     if name in _REQUIRED or name.startswith(_KEPT_FOLDER + "spatial/"):
@@ -275,7 +276,8 @@ def _extract(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.part")
     digest = hashlib.sha256()
-    with archive.extractfile(member) as source, partial.open("wb") as file:
+    regular = cast(IO[bytes], archive.extractfile(member))  # as the caller made sure
+    with regular as source, partial.open("wb") as file:
         _copy(source, file, digest)
     record.finish(outs, name, partial, digest.hexdigest())
 
@@ -383,7 +385,7 @@ class Remote:
         )
 
 
-def _copy(source: Remote | BinaryIO, file: BinaryIO, digest) -> None:
+def _copy(source: Remote | IO[bytes], file: BinaryIO, digest) -> None:
     while data := source.read(_BLOCK):
         try:
             file.write(data)

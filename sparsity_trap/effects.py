@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations, permutations, product
 from math import prod
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -270,7 +271,7 @@ def _clustered_mean(contrast: pd.Series, genes: pd.Index) -> dict[str, float]:
     }
 
 
-def _level(value: object) -> str:
+def _level(value: Any) -> str:
     """Name of a level; 0, 0.0 and "0" are one."""
     try:
         return f"{float(value):g}"

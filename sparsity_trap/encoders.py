@@ -77,12 +77,12 @@ class EncoderCard:
 
 
 _BY_ND = "CC-BY-NC-ND 4.0"
-_LUNIT = {
+_LUNIT: dict[str, Any] = {
     "licence": "Lunit, non-commercial",
     "gated": False,
     "note": "converted to timm by 1aurent",
 }
-_KAIKO = {
+_KAIKO: dict[str, Any] = {
     "licence": "kaiko.ai, non-commercial",
     "gated": False,
     "note": "converted to timm by 1aurent; trained at several magnifications",
@@ -306,9 +306,8 @@ class FilterBank(nn.Module):
             laplacian = scale**2 * (_gradient(dy)[0] + _gradient(dx)[1])
             edges = scale * torch.sqrt(dy.square() + dx.square())
             maps += [edges, F.relu(laplacian), F.relu(-laplacian)]
-        maps = torch.cat(maps, dim=1)
         side = images.shape[1] // TOKEN_GRID
-        quarters = F.avg_pool2d(maps, side // 2)
+        quarters = F.avg_pool2d(torch.cat(maps, dim=1), side // 2)
         token = F.avg_pool2d(quarters, 2)
         context = [
             F.avg_pool2d(token, k, stride=1, padding=k // 2, count_include_pad=False)
@@ -368,6 +367,10 @@ class TimmTokens(nn.Module):
         Width of the transformer.
     """
 
+    mean: Tensor
+    std: Tensor
+    model: Any  # of timm
+
     def __init__(self, name: str, pretrained: bool = True, **overrides: Any):
         super().__init__()
         timm = _import_timm()
@@ -406,7 +409,7 @@ def _create(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> nn.Mod
         if not weights_cached(name):
             check_access(name)  # answers at once, where a download tries again for half a minute
     try:
-        model = timm.create_model(source, pretrained=pretrained, **kwargs | overrides)
+        model = timm.create_model(source, pretrained=pretrained, **{**kwargs, **overrides})
     except Exception as error:
         problem = _failure(name, card, error)
     else:
@@ -556,7 +559,7 @@ def _import_timm():
 def declare_torchvision_ops() -> None:
     """Declare torchvision's operators where its compiled ones cannot load; else do nothing."""
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or hasattr(torch.ops.torchvision, "nms"):
+    if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return
     compiled = list(Path(spec.origin).parent.glob("_C*.so"))
     try:
@@ -667,7 +670,7 @@ def _views_of(
     turned = []
     for j, turn in each:
         if turn == 0:
-            coloured = jitter(patch[None]) if j else patch[None]
+            coloured = jitter(patch[None]) if jitter and j else patch[None]
         turned.append(dihedral(coloured, turn, (1, 2)))
     return torch.cat(turned)
 

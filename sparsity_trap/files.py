@@ -8,7 +8,8 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +67,53 @@ def building(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written ({os.strerror(code)}): {remedy}") from error
     finally:
         _remove(partial)
+
+
+def to_present(paths: Iterable[Path]) -> list[Path]:
+    """Give files whose time lies in the future the present one.
+
+    Snakemake tells by times what has to be done. Where a step read a file from the future, all it
+    made looks older: Snakemake calls the step failed and removes what it made, at every start until
+    that time has come. Clocks that were set back and archives from elsewhere leave such files.
+
+    Parameters
+    ----------
+    paths
+        Files, and folders with all that is in them but the chunks of zarr arrays.
+
+    Returns
+    -------
+    Files that were changed.
+
+    Raises
+    ------
+    UserError
+        A file from the future belongs to somebody else.
+    """
+    now, changed = time.time(), []
+    for file in _files(paths):
+        then = file.stat().st_mtime
+        if then <= now:
+            continue
+        try:
+            os.utime(file, (now, now))
+        except OSError as error:
+            raise UserError(
+                f"{file} was last changed on {time.ctime(then)}, which is in the future, and its "
+                f"time cannot be set ({error.strerror}): mend this machine's clock or `touch` it"
+            ) from None
+        changed.append(file)
+    return changed
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_file():
+            yield path
+        for folder, inside, names in os.walk(path):
+            if folder.endswith(".zarr"):
+                inside.clear()
+            yield from (file for name in names if (file := Path(folder, name)).exists())
 
 
 def _os_error(error: BaseException | None, folder: Path) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,7 +27,7 @@ _DEFLATE, _SHUFFLE = 1, 2  # filter numbers of HDF5
 def in_threads(tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
     """Yield the results of tasks in their order; only a few wait to be taken."""
     with ThreadPoolExecutor(THREADS) as threads:
-        waiting = deque()
+        waiting: deque[Future[_Result]] = deque()
         for task in tasks:
             waiting.append(threads.submit(task))
             if len(waiting) > THREADS:
@@ -109,7 +109,7 @@ def _chunks(dataset: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
         or dataset.file.userblock_size
     ):
         return []
-    found = []
+    found: list[h5py.h5d.StoreInfo] = []
     dataset.id.chunk_iter(found.append)
     whole = len(found) == -(-len(dataset) // dataset.chunks[0])
     if not whole or any(chunk.filter_mask for chunk in found):

@@ -13,7 +13,7 @@ the negative binomial becomes the Poisson term by term as θ grows. Reports give
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -153,8 +153,12 @@ def _stirling(x: Tensor) -> Tensor:
 
 
 #: Losses of the rate, and likelihoods of its logarithm with their parameters, one per gene.
-_OF_RATE = {"mse": mse, "mse-log1p": mse_log1p}
-_OF_LOG_RATE = {"poisson": poisson, "nb": negative_binomial, "zinb": zero_inflated_nb}
+_OF_RATE: dict[str, Callable[..., Tensor]] = {"mse": mse, "mse-log1p": mse_log1p}
+_OF_LOG_RATE: dict[str, Callable[..., Tensor]] = {
+    "poisson": poisson,
+    "nb": negative_binomial,
+    "zinb": zero_inflated_nb,
+}
 
 #: log λ of a bin off tissue in a sum over bins: no share of it, and finite.
 _LOG_NOTHING = -1e4

@@ -342,7 +342,7 @@ def morans_i(maps: Maps, mask: Maps, origin: Maps) -> np.ndarray:
     patch, row, col = mask.nonzero()
     values = maps[patch, :, row, col].astype(np.float64)
     result = np.full(maps.shape[1], np.nan)
-    varies = np.flatnonzero((values != values[:1]).any(0)) if len(values) else []
+    varies = np.flatnonzero((values != values[:1]).any(0))
     if len(varies) == 0:
         return result
     data = AnnData(values[:, varies])
@@ -400,7 +400,7 @@ class GeneScores:
         name: str = "prediction",
     ) -> None:
         self.genes, self.train_mean, self.name = genes, train_mean, name
-        self._moments: Moments | None = None
+        self._moments: Moments  # of each gene and of each of _MOMENTS, [G, 8]
         self._poisson: PoissonSums
         self._ssim: np.ndarray  # [G, 2 resolutions, 3]: sum, defined, undefined
         self._histogram: Tensor  # [G, 2, N_LEVELS]: bins without and with a count
@@ -491,7 +491,8 @@ class GeneScores:
             "ssim_8um": ssim[:, 1],
             "deviance": counts.deviance(),
             "d2": d2,
-            "auprc": average_precision(self._histogram.cpu().numpy()),
+            # A gene at a time: the levels of all genes of a large panel are gigabytes.
+            "auprc": np.array([average_precision(h) for h in self._histogram.cpu().numpy()]),
             "auprc_base": 1 - counts.sparsity(),
             "mse": self._moments[:, 0].mse(),
             "calibration": self._moments[:, 0].calibration(),
@@ -529,7 +530,7 @@ class GeneScores:
                 parts.append(np.frombuffer(self._spool.read(8 * n), np.uint64))
             return np.concatenate(parts)
 
-        scores = []
+        scores: list[float] = []
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads) as pool:
             for first in range(0, genes, threads):  # a gene a thread in memory
@@ -725,7 +726,8 @@ def _sums_on_device(
     everywhere = torch.ones_like(mask)
     moments = [_moment_sums(bin_sum(t, f), bin_sum(p, f), bin_mask(mask, f)) for f in FACTORS]
     moments += [
-        _moment_sums(*(bin_sum(v, f) for v in raw), bin_mask(everywhere, f)) for f in (1, 4)
+        _moment_sums(bin_sum(raw[0], f), bin_sum(raw[1], f), bin_mask(everywhere, f))
+        for f in (1, 4)
     ]
     if len(rate):
         moments += [_moment_sums(bin_sum(r, f), bin_sum(p, f), bin_mask(mask, f)) for f in (1, 4)]

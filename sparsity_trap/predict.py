@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -210,7 +210,7 @@ def predict_section(
         source=store.source,
         microns_per_pixel=slide.microns_per_pixel,
         orientation=orientation,
-        shape=tuple(store.grid_shape),
+        shape=store.grid_shape,
         origin=store.origin[:],
         mask=lambda i: mask[i],
         pixels=pixels,
@@ -326,7 +326,9 @@ def predict_image(
             pictures=pictures,
         )
         rates = _rates(
-            trained, len(origin), lambda i: resample(picture, fit, *origin[i].tolist(), shape)
+            trained,
+            len(origin),
+            lambda i: resample(picture, fit, int(origin[i, 0]), int(origin[i, 1]), shape),
         )
         return _table(trained, section, rates, bin_um, genes)
 
@@ -507,7 +509,9 @@ def _table(
         inside = section.mask(i)
         values[row] += sums @ rate[column][:, inside].T
         if measured:
-            count = section.counts[i][count_column][:, inside].T.astype(np.int32)
+            count = cast("zarr.Array", section.counts)[i][count_column][:, inside].T.astype(
+                np.int32
+            )
             piece = sp.coo_array(sums.astype(np.int32) @ sp.csr_array(count))
             counted.append((piece.data, row[piece.row], piece.col))
 
@@ -709,7 +713,7 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise UserError(
             f"{path} cannot be read as a mask ({error}): give a PNG or TIFF of some thousand pixels"
         ) from None
-    mask = mask > 0 if mask.ndim == 2 else (mask[..., :3] > 0).any(2)
+    mask = np.any(mask[..., :3] > 0, axis=2) if mask.ndim == 3 else mask > 0
     found, expected = (a / b for a, b in (mask.shape, size))
     if abs(found / expected - 1) > 0.02:
         raise UserError(

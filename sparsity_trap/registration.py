@@ -67,7 +67,7 @@ def count_image_shift(store: PatchStore) -> Shift:
         total += _cross_correlation(_detail(dark), _detail(umi))
     peak = np.unravel_index(total.argmax(), total.shape)
     rows, columns = (
-        peak[axis] - REACH + _parabola(np.take(total, peak[1 - axis], 1 - axis), peak[axis])
+        peak[axis] - REACH + _parabola(np.take(total, peak[1 - axis], 1 - axis), int(peak[axis]))
         for axis in (0, 1)
     )
     return Shift(float(rows), float(columns), total / max(1, len(store)))
@@ -116,7 +116,7 @@ def stripe_factors(total: np.ndarray, tissue: np.ndarray) -> tuple[np.ndarray, n
     tissue that begins or ends along the way does not count as a stripe. Lines with fewer than 30
     tissue bins get the factor 1.
     """
-    return tuple(_line_factors(a, b) for a, b in ((total, tissue), (total.T, tissue.T)))
+    return _line_factors(total, tissue), _line_factors(total.T, tissue.T)
 
 
 def _line_factors(total: np.ndarray, tissue: np.ndarray, reach: int = 4) -> np.ndarray:

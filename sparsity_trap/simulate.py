@@ -362,7 +362,7 @@ def _kind_fields(
     usual = area.groupby(cells.kind).transform("median")
     amount *= np.sqrt(area / usual).fillna(1).to_numpy()
     inverse = np.linalg.inv(matrix)
-    fields = np.zeros((len(Kind), count * count), np.float32)
+    fields = np.zeros((len(Kind), count, count), np.float32)
     for share, along in ((0.4, 0.0), (0.35, 0.5), (0.25, 1.0)):
         x = (cells.x + along * cells.apical_x).to_numpy(float) / settings.pixel_um
         y = (cells.y + along * cells.apical_y).to_numpy(float) / settings.pixel_um
@@ -372,7 +372,6 @@ def _kind_fields(
         kind = cells.kind.to_numpy()[inside].astype(int)
         at = kind * count * count + row[inside] * count + col[inside]
         np.add.at(fields.reshape(-1), at, (share * amount[inside]).astype(np.float32))
-    fields = fields.reshape(len(Kind), count, count)
     sigma = np.hypot(settings.diffusion_um, _BODY_UM) / BIN_UM
     for kind in Kind:
         fields[kind] = ndimage.gaussian_filter(fields[kind], sigma, mode="nearest", truncate=4)

@@ -28,7 +28,7 @@ LABELS = ROOT / "data" / "crc_8um_labels"
 
 def section(preset: Preset, patient: str) -> Section:
     """Files of a patient's section; simulated first where the source is a simulation."""
-    _check_patient(preset, patient)
+    preset.check_patient(patient)
     if preset.source == "spaceranger":
         return real_section(preset, patient)
     outs = preset.outs(patient)
@@ -48,7 +48,7 @@ def section(preset: Preset, patient: str) -> Section:
 def panel(preset: Preset) -> pd.DataFrame:
     """Genes of the preset; variable ones are chosen first, without looking at the main patient."""
     path = preset.panel_file
-    if preset.genes.panel == "variable" and not path.is_file():
+    if preset.genes.count is not None and not path.is_file():  # of variable genes alone
         patients = preset.training_patients(preset.main_patient)
         moments = {}
         for patient in patients:
@@ -93,7 +93,7 @@ def tokens(preset: Preset, patient: str) -> Path:
 def run(preset: Preset, this: Run) -> Path:
     """Folder of a finished training run."""
     preset.arm(this.arm)
-    _check_patient(preset, this.test_patient)
+    preset.check_patient(this.test_patient)
     folder = preset.run_dir(this)
     if not folder.is_dir():
         for patient in preset.patients:
@@ -124,11 +124,3 @@ def _check_settings(preset: Preset, this: Run, folder: Path) -> None:
                 f"{folder} was computed with another '{key}' than preset '{preset.name}' has now: "
                 "run `make book`, which computes again what has changed"
             )
-
-
-def _check_patient(preset: Preset, patient: str) -> None:
-    if patient not in preset.patients:
-        raise UserError(
-            f"patient '{patient}' is not in preset '{preset.name}': choose one of "
-            f"{', '.join(preset.patients)}"
-        )

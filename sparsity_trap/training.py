@@ -35,7 +35,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -175,6 +175,9 @@ class Model(nn.Module):
     bicubic_from_um
         Predict bins of this width and interpolate them to 2 µm.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -448,7 +451,7 @@ def fit(
             _restore(optimiser, _part(tensors, "optimiser"))
 
         start = time.perf_counter() - (history[-1]["seconds"] if history else 0)
-        progress = range(len(history), settings.epochs)
+        progress: Any = range(len(history), settings.epochs)
         if first:
             progress = track(progress, f"training {arm.title}", "epoch")
         writing: Future | None = None
@@ -495,7 +498,7 @@ def fit(
             writing.result()
     nets.load_state_dict(best)
     nets.eval()
-    return Fitted(nets["model"], history, nets["objective"])
+    return Fitted(cast(Model, nets["model"]), history, cast(losses.Objective, nets["objective"]))
 
 
 def initial_model(preset: Preset, run: Run) -> Model:
@@ -503,7 +506,8 @@ def initial_model(preset: Preset, run: Run) -> Model:
     data = load_training_set(preset, run)
     train = torch.nonzero(~data.validation)[:, 0]
     moments = _channel_moments(data, train, torch.device("cpu"))
-    return _build(data, train, *moments, preset.arm(run.arm), preset, run.seed)["model"].eval()
+    nets = _build(data, train, *moments, preset.arm(run.arm), preset, run.seed)
+    return cast(Model, nets["model"].eval())
 
 
 def _build(
@@ -511,9 +515,11 @@ def _build(
 ) -> nn.ModuleDict:
     """Model and objective in their initial state, which the seed alone determines."""
     channels, genes = data.tokens.shape[2], data.counts.shape[1]
-    bias = arm.bias
-    if bias == "gene-mean":
+    bias: float | Tensor
+    if arm.bias == "gene-mean":
         bias = losses.initial_eta(_gene_rate(data, train), arm.link)
+    else:
+        bias = arm.bias
     torch.manual_seed(seed)
     decoder = build_decoder(arm.decoder, channels, genes, bias, preset.decoder)
     model = Model(decoder, mean, std, arm.link, arm.bicubic_from_um)
@@ -565,7 +571,8 @@ def _channel_moments(
     n = len(train) * math.prod(data.tokens.shape[3:])
     mean = sums[0] / n
     std = ((sums[1] - n * mean.square()) / (n - 1)).clamp(min=0).sqrt().clamp(min=1e-6)
-    return tuple(x.float().view(1, channels, 1, 1).cpu() for x in (mean, std))
+    mean, std = (x.float().view(1, channels, 1, 1).cpu() for x in (mean, std))
+    return mean, std
 
 
 def _read(
@@ -707,13 +714,18 @@ def _epoch(
     return total
 
 
-def _add_gradients(parameters: Sequence[nn.Parameter], fabric: Fabric) -> None:
+def _add_gradients(parameters: Sequence[nn.Parameter], fabric: Fabric | _OneProcess) -> None:
     """Sum the gradients of all processes, in one message."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    flat = fabric.all_reduce(flat, reduce_op="sum")
+    flat = _sum(flat, fabric)
     for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(piece.view_as(gradient))
+
+
+def _sum(data: Tensor, fabric: Fabric | _OneProcess) -> Tensor:
+    """Sum over all processes."""
+    return cast(Tensor, fabric.all_reduce(data, reduce_op="sum"))
 
 
 def _cosine(step: int, warmup: int, total: int) -> float:
@@ -794,7 +806,7 @@ def _summary(
 ) -> list[float]:
     """Losses of all processes and mean PCC, read in the epoch's only wait for the device."""
     flat = torch.cat([train_loss[None], validation_loss[None], sums.flatten()])
-    flat = fabric.all_reduce(flat, reduce_op="sum")
+    flat = _sum(flat, fabric)
     pcc = _pcc(flat[2:].view_as(sums)).nanmean()
     return torch.cat([flat[:2], pcc[None]]).tolist()
 
@@ -802,16 +814,17 @@ def _summary(
 @contextmanager
 def _deterministic() -> Iterator[None]:
     """Deterministic algorithms where torch has them."""
+    settings: Any = torch.utils.deterministic  # its hints lack the setting
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every result
+    settings.fill_uninitialized_memory = False  # costs a pass over every result
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 def _best_epoch(history: list[dict[str, float]]) -> int:
@@ -845,7 +858,7 @@ def _fingerprint(
     digest = hashlib.sha256("\n".join([*settings, str(seed), torch.__version__]).encode())
     for values in (data.counts, data.mask, data.offset, data.validation, mean, std):
         if values is not None:
-            digest.update(values.cpu().contiguous().numpy())
+            digest.update(values.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -972,7 +985,7 @@ def _score(preset: Preset, run: Run, model: Model, device: torch.device, folder:
 
 def training_mean(preset: Preset, run: Run) -> np.ndarray:
     """Mean count per 2 µm tissue bin of each gene in the training sections, float64 [G]."""
-    total, bins = 0.0, 0
+    total, bins = np.zeros(()), 0
     for patient in preset.training_patients(run.test_patient):
         store = PatchStore(preset.store(patient))
         for counts, mask in zip(store.counts, store.mask, strict=True):

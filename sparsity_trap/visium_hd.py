@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -196,7 +196,8 @@ class Slide:
                     raise UserError(f"{path}: indices name features it does not list; copy again")
                 column = column_of.take(index)
                 kept = np.flatnonzero(column >= 0)
-                values, sums = read_value(start, stop), 0
+                values = read_value(start, stop)
+                sums: np.ndarray | int = 0
                 if with_totals:
                     _check_counts(values, path)
                     sums = _totals(index, values, len(names))
@@ -282,14 +283,16 @@ class Slide:
                     (read_row(0, length), read_col(0, length), _small(read_value(0, length), path))
                     for length, read_row, read_col, read_value in features
                 )
-                bins, values = in_order(*map(joined, zip(*found, strict=True)), cols)
+                row, col, value = map(joined, zip(*found, strict=True))
+                bins, values = in_order(row, col, value, cols)
                 # In parts, as numpy makes 64-bit indices of all bins it is given.
                 parts = np.array_split(bins, len(bins) // _BLOCK + 1)
                 kept = joined([listed.take(part) for part in parts])
                 kept &= values > 0
                 return bins[kept], values[kept]
 
-            columns, column_of = [[] for _ in genes], _columns(names, genes)
+            columns: list[list] = [[] for _ in genes]
+            column_of = _columns(names, genes)
             maps, bound = file["feature_slices"], 0
             for feature in np.flatnonzero(column_of >= 0):
                 group = maps.get(str(feature))
@@ -383,7 +386,7 @@ def _whole_series(tiff: TiffFile, path: Path) -> TiffPageSeries:
     if not tiff.series:
         raise UserError(f"{path} lists no image, its end may be missing: copy it again")
     series = tiff.series[0]
-    pages = [page.keyframe if page is None else page for page in series.levels[0].pages]
+    pages: list[Any] = [page for page in series.levels[0].pages if page is not None]
     end = max(
         offset + size
         for page in pages
@@ -716,7 +719,7 @@ def _names(features: h5py.Group) -> list[str | None]:
 
 def _columns(names: Sequence[str | None], genes: Sequence[str]) -> np.ndarray:
     """Column of the result for each feature; -1 for features nobody asked for."""
-    column_of_gene = {gene: column for column, gene in enumerate(genes)}
+    column_of_gene: dict[str | None, int] = {gene: column for column, gene in enumerate(genes)}
     # The narrower, the faster columns are sorted.
     dtype = np.int8 if len(genes) < 128 else np.int16
     return np.array([column_of_gene.get(name, -1) for name in names], dtype)
