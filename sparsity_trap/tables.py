@@ -111,7 +111,7 @@ def _text(value: object, spec: str, missing: str) -> str:
         return format(value, spec).replace("-", "\N{MINUS SIGN}")
     if isinstance(value, Real):
         return f"{value:.0f}".replace("-", "\N{MINUS SIGN}")
-    return TITLES.get(value, str(value))
+    return TITLES.get(str(value), str(value))
 
 
 def _asset(name: str) -> str:
