@@ -9,12 +9,17 @@ PYTHON ?= python3.11
 # Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
 LABELS ?= $(or $(SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
+# Where `make serve` listens, on this machine only; 0 takes a free port.
+PORT ?= 8000
+# More options of JupyterLab, such as LAB=--no-browser.
+LAB ?=
 # Steps on a GPU at a time: one here, as many as cores without a GPU, as many as are free on a cluster.
 GPUS ?= $(if $(PROFILE),1000,$(if $(shell command -v nvidia-smi),1,$(CORES)))
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LAB_STAMP := $(VENV)/.installed-lab
 
 export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
@@ -26,7 +31,7 @@ OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan doctor download bench bench-train test linkcheck lint clean
+.PHONY: help env book results plan edit lab notebooks serve watch doctor download bench bench-train test linkcheck lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
@@ -59,6 +64,31 @@ results: $(STAMP)  ## run the preset without building the book
 
 plan: $(STAMP)  ## list the steps that `make book` would run
 	@$(BIN)/snakemake $(OPTIONS) --dry-run --quiet host reason -- book
+
+# The settings let a click on a script open a notebook, and name the kernel as the scripts do.
+edit: lab  ## open JupyterLab, where the scripts open as notebooks; saving writes plain scripts
+	@JUPYTER_CONFIG_PATH='$(CURDIR)/workflow/jupyter' JUPYTER_PATH='$(CURDIR)/workflow/jupyter' \
+		$(BIN)/jupyter-lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks $(LAB)
+
+lab: $(LAB_STAMP)  ## add JupyterLab to the environment, as locked in requirements-lab.lock.txt
+
+# Not part of the environment: the book is built without it.
+$(LAB_STAMP): requirements-lab.lock.txt $(STAMP)
+	@echo "installing JupyterLab"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-lab.lock.txt
+	@touch $@
+
+notebooks: $(STAMP)  ## write copies of the scripts as .ipynb to _build/notebooks
+	@mkdir -p _build/notebooks
+	@$(BIN)/jupytext --quiet --to ../_build/notebooks//ipynb notebooks/*.py
+	@echo "the notebooks: $(CURDIR)/_build/notebooks"
+
+serve: $(STAMP)  ## serve the built book on this machine: http://127.0.0.1:8000/, or at PORT
+	@$(BIN)/python workflow/serve.py $(PORT)
+
+watch: $(STAMP)  ## build the book, and again whenever a chapter, a notebook, a preset or the module changes
+	@$(BIN)/python workflow/watch.py book notebooks presets sparsity_trap _config.yml _toc.yml -- \
+		$(MAKE) --no-print-directory book
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
 	@$(BIN)/python -m sparsity_trap.doctor --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from browser import Chromium
 
 # Tests share the cores among processes, not among the threads of each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 #: Test files that read the smoke book: one process builds it for them all, and begins with them.
-BOOK_FILES = ("test_book.py", "test_predict.py", "test_workflow.py")
+BOOK_FILES = ("test_book.py", "test_pages.py", "test_predict.py", "test_workflow.py")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -69,3 +70,22 @@ def smoke_book(tmp_path_factory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """Chromium without a network."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("chromium is not installed")
+    browser = Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def driven(chromium):
+    """Chromium; the test fails when a page logs an error."""
+    chromium.problems.clear()
+    yield chromium
+    assert not chromium.problems

@@ -168,6 +168,82 @@ def test_end_of_build_puts_viewers_beside_the_pages_and_drops_unused_icons(tmp_p
     assert not (built / "_static").exists()
 
 
+@pytest.fixture
+def buttons(tmp_path, monkeypatch):
+    """Buttons of one page, by text, when the repository is known by an address."""
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    from sparsity_trap_book import add_repository_buttons
+
+    def of(address: str, path: str | None) -> dict[str, str]:
+        app = SimpleNamespace(
+            srcdir=ROOT, env=SimpleNamespace(doc2path=lambda page, base: path),
+            config=SimpleNamespace(
+                sparsity_trap_repository=address, sparsity_trap_executed="book/executed"
+            ),
+        )  # fmt: skip
+        context = {"header_buttons": []}
+        add_repository_buttons(app, "page", "page.html", context, path and object())
+        return {
+            b["text"]: b["url"] for group in context["header_buttons"] for b in group["buttons"]
+        }
+
+    return of
+
+
+def test_buttons_point_to_what_the_repository_holds(buttons):
+    home = "https://github.com/owner/trap"
+    for page, script in {
+        "01_data_P5": "01_data",
+        "02_train_E": "02_train",
+        "05b_browser": "05b_browser",
+    }.items():
+        assert buttons(home, f"book/executed/{page}.ipynb") == {
+            "Repository": home,
+            "Source of this page": f"{home}/blob/HEAD/notebooks/{script}.py",
+            "Run on Binder": "https://mybinder.org/v2/gh/owner/trap/HEAD"
+            f"?urlpath=%2Flab%2Ftree%2Fnotebooks%2F{script}.py",
+        }  # fmt: skip
+        assert (ROOT / "notebooks" / f"{script}.py").is_file()
+    assert buttons(home, "book/problem.md") == {
+        "Repository": home,
+        "Source of this page": f"{home}/blob/HEAD/book/problem.md",
+    }
+    assert buttons(home, None) == {"Repository": home}
+    gitlab = buttons("https://gitlab.example.org/a/b", "book/executed/08_dial.ipynb")
+    assert gitlab["Source of this page"].endswith("/a/b/-/blob/HEAD/notebooks/08_dial.py")
+    assert "Run on Binder" not in gitlab
+    assert buttons("", "book/problem.md") == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "right"),
+    [
+        ("https://github.com/owner/trap", True),
+        ("https://gitlab.example.org/group/sub/trap", True),
+        ("", True),
+        ("git@github.com:owner/trap.git", False),
+        ("https://me:secret@github.com/owner/trap", False),
+        ("https://github.com/owner", False),
+        ("javascript:alert(1)", False),
+    ],
+)
+def test_address_of_the_repository_is_checked(monkeypatch, address, right):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    import sparsity_trap_book
+
+    warnings = []
+    monkeypatch.setattr(
+        sparsity_trap_book.logger,
+        "warning",
+        lambda text, *values, **_: warnings.append(text % values),
+    )
+    config = SimpleNamespace(sparsity_trap_repository=address)
+    sparsity_trap_book.check_repository(None, config)
+    assert config.sparsity_trap_repository == (address if right else "")
+    assert len(warnings) == (not right)
+    assert "secret" not in "".join(warnings)
+
+
 def toc_files(node) -> list[str]:
     """Every file named in the table of contents, in order."""
     if isinstance(node, list):

@@ -69,6 +69,15 @@ def test_lock_serves_machines_with_and_without_a_gpu():
     assert not [name for name in LOCKED if name == "triton"]
 
 
+def test_jupyterlab_fits_the_environment_that_it_is_added_to():
+    added = requirements("requirements-lab.lock.txt")
+    (wanted,) = requirements("requirements-lab.in").values()
+    assert wanted.specifier.contains(version(added[wanted.name]))
+    shared = set(added) & set(LOCKED)
+    assert {n: version(added[n]) for n in shared} == {n: version(LOCKED[n]) for n in shared}
+    assert len(shared) > 20 and "jupytext" in LOCKED
+
+
 def imported() -> dict[str, str]:
     """Modules of other packages that the program imports, and a file that does."""
     own = {path.stem for path in (ROOT / "workflow").glob("*.py")} | {"sparsity_trap", "benchmarks"}

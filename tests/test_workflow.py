@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,29 +125,6 @@ def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
                 assert ["image/png" in output["data"] for output in cell.outputs] == [True], path
         kinds = [output.output_type for c in cells for output in c.get("outputs", [])]
         assert "error" not in kinds
-
-
-def test_chromium_shows_pages_without_console_errors(smoke_book, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    html = smoke_book / "_build" / "html"
-    for name in ("book/index", "book/problem", "book/executed/04_sparsity"):
-        done = subprocess.run(
-            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-             "--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--allow-file-access-from-files", "--enable-logging=stderr",
-             "--virtual-time-budget=8000", f"--user-data-dir={tmp_path}/{Path(name).name}",
-             "--dump-dom", (html / f"{name}.html").as_uri()],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        errors = [
-            line for line in done.stderr.splitlines()
-            if "CONSOLE" in line and ("Error" in line or "Failed" in line) and "CORS" not in line
-        ]  # fmt: skip
-        assert done.stdout and not errors
-        if name.endswith("04_sparsity"):
-            assert 'class="main-svg"' in done.stdout, "the plotly figure was not drawn"
 
 
 def test_paper_can_be_planned_for_a_cluster():

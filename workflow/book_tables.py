@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import re
+from importlib import metadata
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 
 from sparsity_trap import scaling
-from sparsity_trap.config import PUBLISHED_ARMS, Preset, load_preset
+from sparsity_trap.config import PUBLISHED_ARMS, ROOT, Preset, load_preset
 from sparsity_trap.decoders import parameter_table
 from sparsity_trap.encoders import encoder_table
 
@@ -95,6 +100,33 @@ def encoders() -> str:
         "parameters": "parameters, millions",
     }
     return markdown(table.drop(columns="page").rename(columns=names))
+
+
+def packages() -> str:
+    """Installed version of every package that ``requirements.in`` names, by what it is for."""
+    use, rows = "", [{"for": "", "package": "Python", "version": platform.python_version()}]
+    for line in (ROOT / "requirements.in").read_text().splitlines():
+        if line.startswith("# "):
+            use = line.removeprefix("# ").lower()
+        elif name := re.match(r"[\w.-]+", line):
+            rows.append({"for": use, "package": name[0], "version": metadata.version(name[0])})
+    table = pd.DataFrame(rows)
+    table["for"] = table["for"].mask(table["for"].duplicated(), "")
+    return markdown(table)
+
+
+def times(preset: Preset, notebooks: list[Path]) -> str:
+    """Wall time of the executed notebooks that have a page, and of every run of the preset."""
+    rows = []
+    for path in notebooks:
+        seconds = nbformat.read(path, as_version=4).metadata["papermill"]["duration"]
+        rows.append({"": "notebook", "step": path.stem, "s": f"{seconds:,.1f}"})
+    for run in preset.all_runs():
+        record = json.loads((preset.run_dir(run) / "provenance.json").read_text())
+        rows.append({"": "run", "step": run.name, "s": f"{record['seconds']:,.1f}"})
+    table = pd.DataFrame(rows)
+    table[""] = table[""].mask(table[""].duplicated(), "")
+    return markdown(table)
 
 
 def scale() -> str:

@@ -35,8 +35,9 @@ if __name__ == "__main__":
     }
     with building(ROOT / "book" / "executed") as folder:
         folder.mkdir()
+        notebooks = [Path(name) for name in sys.argv[split + 1 :]]
         shutil.copytree(preset.folder / "tables", folder / "tables")
-        for path in map(Path, sys.argv[split + 1 :]):
+        for path in notebooks:
             # The book shows one run per arm, under the arm's name.
             name = path.stem.removesuffix("-s0").removesuffix(f"-{preset.main_patient}")
             notebook = nbformat.read(path, as_version=4)
@@ -53,6 +54,8 @@ if __name__ == "__main__":
             "encoders.md": book_tables.encoders(),
             "claims.md": book_tables.claims(folder / "tables" / "claims.csv"),
             "scale.md": book_tables.scale(),
+            "packages.md": book_tables.packages(),
+            "times.md": book_tables.times(preset, notebooks),
             "loss_explorer.html": viewers.loss_explorer(),
         }
         for name, text in tables.items():

@@ -14,11 +14,13 @@ import html
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -45,6 +47,18 @@ MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions")
 UNUSED_ICONS = re.compile(
     r'<script src="[^"]*/fontawesome/[^"]*\.js[^"]*"></script>\s*'
     r'|<link rel="preload"[^>]*/fontawesome/[^>]*fa-(?:brands|regular)[^>]*>\s*'
+)
+
+#: Page of a repository: host, owner, name; no password and nothing below.
+REPOSITORY = re.compile(r"https://[\w.-]+/[\w./-]*[\w-]/[\w.-]+")
+
+#: What readers of speech are told wrongly, by pattern and replacement: a control without a name, two
+#: whose name is not the text they show, and a list of what are not list items.
+SPOKEN = (
+    (re.compile(r'<summary>(?=<span class="toctree-toggle")'), '<summary aria-label="Sections">'),
+    (re.compile(r'(<button class="btn search-button-field [^>]*?) aria-label="[^"]*"'), r"\1"),
+    (re.compile(r'<summary aria-label="Toggle hidden content">'), "<summary>"),
+    (re.compile(r'<div role="list" class="citation-list">'), '<div class="citation-list">'),
 )
 
 _REMEDY = "run `make book`, which stages it"
@@ -163,8 +177,72 @@ def show_source(app: Sphinx, config: Config) -> None:
     )
 
 
+def check_repository(app: Sphinx, config: Config) -> None:
+    """Refuse a repository address from which no links could be made."""
+    address = config.sparsity_trap_repository
+    if address and not REPOSITORY.fullmatch(address):
+        config.sparsity_trap_repository = ""
+        logger.warning(
+            "SPARSITY_TRAP_REPOSITORY is '%s': give the address of the repository's page, "
+            "such as https://github.com/owner/name, or nothing",
+            # An address with a password in it must not end up in a log.
+            re.sub(r"//.*@", "//…@", address),
+            type="sparsity_trap",
+        )
+
+
+def add_repository_buttons(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Link pages to their source and to Binder, where the address of the repository is known.
+
+    The theme's own buttons would point to the executed notebooks, which no repository holds.
+    """
+    address = app.config.sparsity_trap_repository
+    if not address:
+        return
+    buttons = [_button("Repository", address, "fas fa-code-branch")]
+    if doctree is not None:
+        source = page_source(app, pagename)
+        kind = "/-/blob" if "gitlab" in address else "/blob"
+        buttons.append(
+            _button("Source of this page", f"{address}{kind}/HEAD/{source}", "fas fa-code")
+        )
+        if source.startswith("notebooks/") and address.startswith("https://github.com/"):
+            binder = address.replace("https://github.com/", "https://mybinder.org/v2/gh/", 1)
+            target = quote(f"/lab/tree/{source}", safe="")
+            buttons.append(
+                _button("Run on Binder", f"{binder}/HEAD?urlpath={target}", "fas fa-rocket")
+            )
+    context["header_buttons"].insert(
+        0,
+        {
+            "type": "group",
+            "tooltip": "Source",
+            "icon": "fas fa-code-branch",
+            "buttons": buttons,
+            "label": "source-buttons",
+        },
+    )
+
+
+def _button(text: str, url: str, icon: str) -> dict[str, str]:
+    return {"type": "link", "text": text, "url": url, "icon": icon}
+
+
+def page_source(app: Sphinx, pagename: str) -> str:
+    """File of the repository that a page is made from: for an executed notebook, its script."""
+    path = Path(app.env.doc2path(pagename, base=False))
+    if path.parent == Path(app.config.sparsity_trap_executed):
+        for script in Path(app.srcdir, "notebooks").glob("*.py"):
+            # 01_data_P5 is one of several pages of 01_data.
+            if path.stem == script.stem or path.stem.startswith(f"{script.stem}_"):
+                return f"notebooks/{script.name}"
+    return path.as_posix()
+
+
 def add_assets(app: Sphinx, error: Exception | None) -> None:
-    """Put plotly.js, MathJax and the gene browser's pictures beside the pages; lighten the pages.
+    """Put plotly.js, MathJax and the gene browser's pictures beside the pages; mend the pages.
 
     So no page loads anything from another host. The scripts stay out of ``_static``, where Jupyter
     Book would load each of them on every page. Pictures in ``viewer`` of the folder of executed
@@ -183,9 +261,11 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
         _copy(Path(app.srcdir, place), Path(app.outdir, place))
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text(encoding="utf8")
-        lighter = UNUSED_ICONS.sub("", text)
-        if lighter != text:
-            page.write_text(lighter, encoding="utf8")
+        mended = UNUSED_ICONS.sub("", text)
+        for pattern, replacement in SPOKEN:
+            mended = pattern.sub(replacement, mended)
+        if mended != text:
+            page.write_text(mended, encoding="utf8")
 
 
 def plotly_script() -> str:
@@ -218,9 +298,14 @@ def _copy(source: Path, target: Path) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
     app.add_config_value("sparsity_trap_executed", "book/executed", "env", types=[str])
+    known = os.environ.get("SPARSITY_TRAP_REPOSITORY", "").removesuffix("/")
+    app.add_config_value("sparsity_trap_repository", known, "html", types=[str])
     app.add_role("val", Val())
     app.add_directive("when", When)
     app.add_directive("run-files", RunFiles)
     app.connect("config-inited", show_source)
+    app.connect("config-inited", check_repository)
+    # After the theme, which begins an empty list of buttons.
+    app.connect("html-page-context", add_repository_buttons, priority=502)
     app.connect("build-finished", add_assets)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
