@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter, uniform_filter
 
@@ -36,6 +37,9 @@ CATEGORY_COLOURS = {
     "other": "#7F7F7F",
 }
 MSE_COLOUR, POISSON_COLOUR = "#B5642B", "#1F6F8B"
+
+#: Gene names that fit below an axis.
+_NAMES = 80
 
 #: Mark of figures whose data are not measured.
 MARKS = {"simulated": "SIMULATED DATA", "tissue-map": "SIMULATED COUNTS AND H&E, REAL CELL MAP"}
@@ -274,7 +278,7 @@ def _gene_dumbbells(axis: Axes, table: pd.DataFrame) -> None:
     axis.plot(x, low, "o", color=MSE_COLOUR, ms=3.5, label="MSE (D)")
     axis.plot(x, high, "o", color=POISSON_COLOUR, ms=3.5, label="Poisson (E)")
     axis.axhline(0, color="#888888", lw=0.6)
-    axis.set_xticks(x, table["gene"], rotation=90, fontsize=5.8, style="italic")
+    _name_genes(axis, table, fontsize=5.8, style="italic")
     axis.set_xlim(-1, len(table))
     axis.set_ylabel("PCC")
     axis.legend(fontsize=7.5)
@@ -393,10 +397,17 @@ def gene_heatmap(table: pd.DataFrame, source: str) -> Figure:
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
         figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)
-    axes[-1].set_xticks(range(len(table)), table["gene"], rotation=90, fontsize=6.3)
-    for label, category in zip(axes[-1].get_xticklabels(), table["category"], strict=True):
+    for label, category in _name_genes(axes[-1], table, fontsize=6.3):
         label.set_color(CATEGORY_COLOURS[category])
     return mark(figure, source, table[_both(table, *columns)])
+
+
+def _name_genes(axis: Axes, table: pd.DataFrame, **style: object) -> list[tuple[Text, str]]:
+    """Name the genes below the axis, of a large panel as many as can be read: label, category."""
+    places = np.arange(0, len(table), -(-len(table) // _NAMES))
+    shown = table.iloc[places]
+    axis.set_xticks(places, shown["gene"], rotation=90, **style)
+    return list(zip(axis.get_xticklabels(), shown["category"], strict=True))
 
 
 # --- maps -----------------------------------------------------------------------------------------

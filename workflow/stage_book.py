@@ -15,11 +15,12 @@ import pages
 
 from sparsity_trap import steps, viewers
 from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import ROOT
+from sparsity_trap.config import ROOT, UserError
 from sparsity_trap.files import building
 from sparsity_trap.training import open_tokens
 
-if __name__ == "__main__":
+
+def main() -> None:
     split = sys.argv.index("--")
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:split])
     preset = open_preset(**arguments)
@@ -63,3 +64,10 @@ if __name__ == "__main__":
         for name in bench_tables.TABLES:
             text = bench_tables.table(name, ROOT / "results" / "bench")
             (folder / f"bench_{name}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
