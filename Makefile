@@ -105,7 +105,8 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 	@$(BIN)/python -m benchmarks.training
 
 test: $(STAMP)  ## run the tests, the smoke book among them
-	@$(BIN)/python -m pytest -n $(CORES)
+	@# One process more than cores: some tests wait for others' processes.
+	@$(BIN)/python -m pytest -n $$(( $(CORES) + 1 )) --durations=15
 
 linkcheck: $(STAMP)  ## check the links of the built book; needs a network
 	@$(BIN)/jupyter-book build . --builder linkcheck -q

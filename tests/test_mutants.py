@@ -148,9 +148,7 @@ MUTANTS = {
 SAMPLE = (
     "Poisson with the sign of its count turned",
     "loss over all bins, whatever the mask",
-    "a larger bin half in tissue counts",
     "SSIM with the population covariance",
-    "PCC of all genes together",
     "counts dropped with the probability to keep them",
 )
 
