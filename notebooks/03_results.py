@@ -70,7 +70,7 @@ tables.show(published.ARMS)
 # %% [markdown]
 # ## Training dynamics
 #
-# Each arm is selected by its own loss. Losses of different arms have different units, so the left panel of {numref}`fig-dynamics` shows each relative to its first epoch; the right panel is comparable.
+# Each arm is selected by its own loss. Losses of different arms have different units, so the left panel of {numref}`fig-dynamics` shows for each how much of its fall is still to come; the right panel is comparable. Arm B is arm A, interpolated, so their curves are one.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dynamics", "caption": "Training dynamics of these arms on the main patient's training sections, on the held-out blocks of the training patients."}, "image": {"alt": "Held-out loss and PCC by epoch"}}
 logs = {

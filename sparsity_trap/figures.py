@@ -37,6 +37,14 @@ CATEGORY_COLOURS = {
     "other": "#7F7F7F",
 }
 MSE_COLOUR, POISSON_COLOUR = "#B5642B", "#1F6F8B"
+_ARM_COLOURS = {
+    "A": "#E69F00",
+    "B": "#56B4E9",
+    "C": "#CC79A7",
+    "D": MSE_COLOUR,
+    "E": POISSON_COLOUR,
+    "V7": "#009E73",
+}
 
 #: Gene names that fit below an axis.
 _NAMES = 80
@@ -212,21 +220,27 @@ def stripes(store: PatchStore) -> Figure:
 def training_dynamics(logs: dict[str, pd.DataFrame], source: str) -> Figure:
     """Loss and PCC at 8 µm on the held-out blocks of the training patients, by epoch.
 
-    Losses of different arms have different units, so each is shown relative to its first epoch.
+    Losses of different arms have different units, and some are negative, so each is shown as the
+    share of its fall, from the first epoch to the lowest value, that is still to come.
     """
-    figure, axes = _subplots(1, 2, figsize=(8.6, 3))
-    for (name, log), colour in zip(logs.items(), _arm_colours(list(logs)), strict=True):
-        best = log["validation_loss"].idxmin()
-        relative = log["validation_loss"] / log["validation_loss"].iloc[0]
-        for axis, values in zip(axes, (relative, log["validation_pcc_8um"]), strict=True):
-            axis.plot(log["epoch"], values, color=colour, lw=1.4, label=name)
+    figure, axes = _subplots(1, 2, figsize=(9.4, 3))
+    for name, log in logs.items():
+        colour, line = _arm_style(name)
+        loss = log["validation_loss"]
+        best, fall = loss.idxmin(), loss.iloc[0] - loss.min()
+        left = (loss - loss.min()) / fall if fall > 0 else loss - loss.min()
+        for axis, values in zip(axes, (left, log["validation_pcc_8um"]), strict=True):
+            axis.plot(log["epoch"], values, line, color=colour, lw=1.4, label=name)
             axis.plot(log["epoch"][best], values[best], "o", color=colour, ms=4.5)
-    axes[0].set_ylabel("held-out loss / its first value")
+    axes[0].set_ylabel("held-out loss, first epoch 1, lowest 0")
     axes[1].set_ylabel("held-out PCC at 8 µm (mean over genes)")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].legend(title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5)
+    axes[1].legend(
+        title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5,
+        loc="center left", bbox_to_anchor=(1, 0.5),
+    )  # fmt: skip
     return mark(figure, source, pd.concat(log.assign(arm=name) for name, log in logs.items()))
 
 
@@ -513,10 +527,12 @@ def _scale_bar(axis: Axes, pixel_um: float, length_um: int) -> None:
     axis.set_ylim(height - 0.5, -0.5)
 
 
-def _arm_colours(names: list[str]) -> list[str]:
-    others = iter(["#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#7F7F7F", "#444444", "#F0E442"])
-    fixed = {"D": MSE_COLOUR, "E": POISSON_COLOUR}
-    return [fixed.get(name) or next(others, "#999999") for name in names]
+def _arm_style(name: str) -> tuple[str, str]:
+    """Colour of the arm that a name begins with, and line of what sets it apart from that arm."""
+    arm, _, variant = name.partition("-")
+    line = {"": "-", "matched": "--", "linear": ":", "img2st": "-."}.get(variant, "-")
+    # B is A with its predictions interpolated: their curves are one.
+    return _ARM_COLOURS.get(arm, "#7F7F7F"), "--" if name == "B" else line
 
 
 # --- interactive ----------------------------------------------------------------------------------
