@@ -272,10 +272,12 @@ def ssim(
     scores = np.full((n, genes), np.nan)
     wanted = np.nan if data_range is None else data_range
     data_range = np.broadcast_to(np.asarray(wanted, dtype=np.float64), (n, genes))
-    for i, (t, p, m) in enumerate(_patches(truth, pred, mask=mask)):
-        if m.double().mean() >= min_tissue:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for i, (t, p, m) in enumerate(_patches(truth, pred, mask=mask)):
+            if m.double().mean() < min_tissue:
+                continue
             if t.device.type == "cpu":
-                _ssim_on_cpu(t, p, m, data_range[i], scores[i])
+                _ssim_on_cpu(t, p, m, data_range[i], scores[i], pool)
             else:
                 x, y = (_off_tissue_zero(_double(v), m) for v in (t, p))
                 span = torch.as_tensor(data_range[i].copy()).to(x)
@@ -587,11 +589,13 @@ def _off_tissue_zero(x: Tensor, mask: Tensor) -> Tensor:
 def _moments(truth: Maps, pred: Maps, mask: Maps | None, bin_factor: int = 1) -> Moments:
     def of_patch(t: Tensor, p: Tensor, m: Tensor) -> Moments:
         if t.device.type == "cpu":
-            return _moments_on_cpu(t, p, m, bin_factor)
+            return _moments_on_cpu(t, p, m, bin_factor, pool)
         x, y = (bin_sum(_off_tissue_zero(_double(v), m), bin_factor) for v in (t, p))
         return Moments.of(x, y, bin_mask(m, bin_factor))
 
-    return reduce(Moments.__add__, (of_patch(*patch) for patch in _patches(truth, pred, mask=mask)))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        each = (of_patch(*patch) for patch in _patches(truth, pred, mask=mask))
+        return reduce(Moments.__add__, each)
 
 
 def _poisson(truth: Maps, pred: Maps, mask: Maps | None) -> PoissonSums:
@@ -657,7 +661,9 @@ def _sums_on_cpu(
     return sums
 
 
-def _moments_on_cpu(truth: Tensor, pred: Tensor, mask: Tensor, bin_factor: int) -> Moments:
+def _moments_on_cpu(
+    truth: Tensor, pred: Tensor, mask: Tensor, bin_factor: int, pool: ThreadPoolExecutor
+) -> Moments:
     from sparsity_trap import kernels
 
     bin_sum(mask, bin_factor)  # refuses a map that cannot be cut
@@ -668,13 +674,17 @@ def _moments_on_cpu(truth: Tensor, pred: Tensor, mask: Tensor, bin_factor: int) 
         maps = _loadable(truth[part], pred[part])
         kernels.moments_maps(*maps, inside, coarse, bin_factor, out[part])
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(score, _shares(len(truth))))
+    list(pool.map(score, _shares(len(truth))))
     return Moments(*out.T)
 
 
 def _ssim_on_cpu(
-    truth: Tensor, pred: Tensor, mask: Tensor, span: np.ndarray, out: np.ndarray
+    truth: Tensor,
+    pred: Tensor,
+    mask: Tensor,
+    span: np.ndarray,
+    out: np.ndarray,
+    pool: ThreadPoolExecutor,
 ) -> None:
     from sparsity_trap import kernels
 
@@ -682,8 +692,7 @@ def _ssim_on_cpu(
         maps = _loadable(truth[part], pred[part])
         kernels.ssim_maps(*maps, mask.numpy(), span[part].copy(), out[part])
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(score, _shares(len(truth))))
+    list(pool.map(score, _shares(len(truth))))
 
 
 def _shares(genes: int) -> Iterator[slice]:
