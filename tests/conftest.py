@@ -20,14 +20,21 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOK_FILES = ("test_book.py", "test_pages.py", "test_predict.py", "test_workflow.py")
 
 
+#: Test files whose tests share something that takes long to make.
+SHARING_FILES = ("test_controls.py", "test_no_code_in_data.py")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Give `BOOK_FILES` to one process; every other test is work of its own."""
+    """Give what shares a book or a fixture to one process; every other test is work of its own."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneBook(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "book" if Path(nodeid.split("::")[0]).name in BOOK_FILES else nodeid
+            file = Path(nodeid.split("::")[0]).name
+            if file in BOOK_FILES:
+                return "book"
+            return file if file in SHARING_FILES else nodeid
 
     return OneBook(config, log)
 

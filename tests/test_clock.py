@@ -57,9 +57,8 @@ def ran(workflow: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("days", [1, -20_000])
-def test_source_from_the_future_or_the_past(workflow, days):
-    then = max(time.time() + days * DAY, 0)
+def test_source_from_the_future(workflow):
+    then = time.time() + DAY
     os.utime(workflow / "source", (then, then))
     first, second = snakemake(workflow), snakemake(workflow)
     assert first.returncode == second.returncode == 0, first.stderr
