@@ -55,7 +55,7 @@ tables.show(association.without_category)
 # ## Is it sparsity?
 #
 # Sparse genes are also weakly expressed genes. With mean expression held fixed the correlation is {val}`sparsity.partial_rho:+.2f` (partial Spearman, p = {val}`sparsity.partial_p_value:.2g`).
-# Gains are positive on {val}`sparsity.n_wins` of {val}`sparsity.n_genes` genes (sign test, p = {val}`sparsity.sign_p_value:.2g`).
+# Gains are positive on {val}`delta.n_wins` of {val}`delta.n_genes` genes (sign test, p = {val}`sparsity.sign_p_value:.2g`).
 #
 # The same association for other scores:
 

@@ -22,6 +22,12 @@ BIN_UM = 2.0
 SIMULATION = "sparsity-trap simulation"
 
 Source = Literal["simulated", "tissue-map", "spaceranger"]
+#: What readers are told that the sections are.
+SOURCE_NAMES: dict[str, str] = {
+    "simulated": "Simulated sections",
+    "tissue-map": "Simulated counts and H&E on real cell-type maps",
+    "spaceranger": "Real sections",
+}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -608,7 +608,7 @@ def show(figure, name: str, gene_page: str = ""):
         # The book's extension makes this file; it draws what is queued.
         library = '<script defer src="../../_assets/plotly.js"></script>'
     else:
-        draw = files("sparsity_trap").joinpath("assets", "plots.js").read_text(encoding="utf8")
+        draw = asset("plots.js")
         library = f"<script>{get_plotlyjs()}</script><script>{draw}drawSparsityPlots();</script>"
     content = json.dumps(plot).replace("</", "<\\/")
     height = figure.layout.height or 450
@@ -621,3 +621,8 @@ def show(figure, name: str, gene_page: str = ""):
         f"</div><script>(window.sparsityPlots = window.sparsityPlots || []).push({content});"
         f"</script>{library}"
     )
+
+
+def asset(name: str) -> str:
+    """Text of a script or style sheet of the module."""
+    return files("sparsity_trap").joinpath("assets", name).read_text(encoding="utf8")

@@ -210,7 +210,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.loss, self.link, self.genes, self.masked = loss, link, genes, masked
-        self.factors = sorted({round(width / BIN_UM) for width in resolutions_um})
+        self.factors = bin_factors(resolutions_um)
         if loss in ("nb", "zinb"):
             self.log_dispersion = nn.Parameter(torch.zeros(genes))
         if loss == "zinb":
@@ -239,7 +239,7 @@ class Objective(nn.Module):
             so that λ itself does not have to explain it. Counts are never edited.
         shares
             Where these patches are a part of a batch: the part's share of the batch's bins at each
-            width in ``factors``, so that the losses of all parts sum to the batch's.
+            width of ``factors``, so that the losses of all parts sum to the batch's.
 
         Returns
         -------
@@ -291,6 +291,11 @@ class Objective(nn.Module):
                 width = factor
             total = total + (elementwise(seen, count, *parameters) * weight[:, None]).sum()
         return total
+
+
+def bin_factors(resolutions_um: Sequence[int]) -> list[int]:
+    """Widths at which a loss compares, in 2 µm bins, narrowest first."""
+    return sorted({round(width / BIN_UM) for width in resolutions_um})
 
 
 def objective(arm: Arm, genes: int) -> Objective:

@@ -221,7 +221,7 @@ def _association_numbers(table: pd.DataFrame) -> dict[str, object]:
     association = stats.sparsity_association(table)
     keys = (
         "rho", "p_value", "ci_low", "ci_high", "n_genes",
-        "partial_rho", "partial_p_value", "n_wins", "sign_p_value",
+        "partial_rho", "partial_p_value", "sign_p_value",
     )  # fmt: skip
     values = {f"sparsity.{key}": getattr(association, key) for key in keys}
     without = association.without_category.set_index("category")

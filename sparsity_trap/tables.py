@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from numbers import Real
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+
+from sparsity_trap.figures import asset
 
 #: Column of a table -> its heading.
 TITLES = {
@@ -97,7 +98,7 @@ def show(
     html = shown.to_html(index=index, classes=classes, border=0)
     if sortable:
         html = (
-            f"<style>{_asset('sortable.css')}</style>{html}<script>{_asset('sortable.js')}</script>"
+            f"<style>{asset('sortable.css')}</style>{html}<script>{asset('sortable.js')}</script>"
         )
     return HTML(html)
 
@@ -112,7 +113,3 @@ def _text(value: object, spec: str, missing: str) -> str:
     if isinstance(value, Real):
         return f"{value:.0f}".replace("-", "\N{MINUS SIGN}")
     return TITLES.get(str(value), str(value))
-
-
-def _asset(name: str) -> str:
-    return files("sparsity_trap").joinpath("assets", name).read_text(encoding="utf8")

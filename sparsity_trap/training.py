@@ -670,10 +670,10 @@ def _turns(side: int) -> Tensor:
 def _shares(arm: Arm, part: Tensor, whole: Tensor) -> Tensor:
     """Share of a batch's bins that lie in some of its patches, from masks [B, H, W], per width.
 
-    Widths are in the order of `losses.Objective.factors`.
+    Widths are in the order of `losses.bin_factors`.
     """
     shares = []
-    for factor in sorted({round(um / BIN_UM) for um in arm.resolutions_um}):
+    for factor in losses.bin_factors(arm.resolutions_um):
         if arm.masked:
             bins, of = (bin_mask(mask, factor).sum() for mask in (part, whole))
             shares.append(bins / of.clamp(min=1))

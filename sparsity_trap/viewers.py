@@ -16,7 +16,6 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from sparsity_trap.binning import bin_mask, bin_sum
-from sparsity_trap.figures import CATEGORY_COLOURS, MARKS, MSE_COLOUR, POISSON_COLOUR
+from sparsity_trap.figures import CATEGORY_COLOURS, MARKS, MSE_COLOUR, POISSON_COLOUR, asset
 from sparsity_trap.files import building
 from sparsity_trap.patches import OVERVIEW_BINS, PATCH_BINS, PatchStore, assemble
 
@@ -363,7 +362,7 @@ def _browser_page(data: dict, aspect: float, note: str) -> str:
     columns = 3 if len(panels) == 5 else 2
     return f"""
 <div class="gene-browser" id="gene-browser" style="--gb-aspect: {aspect:.5f}; --gb-columns: {columns}">
-<style>{_asset("gene_browser.css")}</style>
+<style>{asset("gene_browser.css")}</style>
 <div class="gb-controls gb-scripted" hidden>
 <span class="gb-group"><label class="gb-group">Gene <select class="gb-gene">{options}</select></label>
 <button type="button" class="gb-previous" aria-label="Previous gene">‹</button>
@@ -399,7 +398,7 @@ def _browser_page(data: dict, aspect: float, note: str) -> str:
 <p class="gb-note gb-scripted" hidden>Drag to move; scroll or pinch to zoom. With the maps in focus, the arrow keys move, + and − zoom, 0 shows the whole section, N and P open the next and the previous gene.</p>
 <noscript><p class="gb-note">Without scripts the browser shows its first gene.</p></noscript>
 <script type="application/json" class="gb-data">{_json(data)}</script>
-<script>{_asset("gene_browser.js")}</script>
+<script>{asset("gene_browser.js")}</script>
 </div>
 """
 
@@ -428,7 +427,7 @@ def loss_explorer() -> str:
     )
     return f"""
 <div class="loss-explorer" id="loss-explorer">
-<style>{_asset("loss_explorer.css")}</style>
+<style>{asset("loss_explorer.css")}</style>
 <div class="le-scripted" hidden>
 <div class="le-controls">
 <label>predicted rate λ <output class="le-rate-value"></output>
@@ -448,7 +447,7 @@ def loss_explorer() -> str:
 <p class="le-note">All three losses are least at λ = y for one bin, and on average at the mean count. They differ in how strongly they pull towards it: at a small rate an observed count moves MSE with a gradient that shrinks with λ, Poisson with one that stays near −y.</p>
 </div>
 <noscript>{_loss_picture()}</noscript>
-<script>{_asset("loss_explorer.js")}</script>
+<script>{asset("loss_explorer.js")}</script>
 </div>
 """
 
@@ -505,10 +504,6 @@ def _loss_picture(count: float = 1.0) -> str:
         "and their gradients, against the rate for one bin with a count of 1: at small rates the "
         'gradient of MSE vanishes, those of Poisson and negative binomial stay near −1">'
     )
-
-
-def _asset(name: str) -> str:
-    return files("sparsity_trap").joinpath("assets", name).read_text(encoding="utf8")
 
 
 def _json(data: Any) -> str:

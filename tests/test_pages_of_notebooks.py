@@ -63,7 +63,7 @@ def test_page_says_how_it_was_made(notebook, tmp_path):
     assert page.cells[1].metadata["tags"] == ["injected-parameters", "remove-cell"]
     made = page.cells[-1].source
     for said in (
-        "simulated sections", "P5 `P50000000000`", "</notebooks/02_train.py>", "`0123456789`",
+        "Simulated sections", "P5 `P50000000000`", "</notebooks/02_train.py>", "`0123456789`",
         "preset=smoke arm=E test_patient=P5 seed=0", "12 s for this page", "1,234 s", "a machine",
         "<tables/figures/02_train_E-gain.csv>",
     ):  # fmt: skip

@@ -99,8 +99,10 @@ def test_mistakes_on_the_command_line_end_in_a_sentence(smoke_book, arguments, s
         (["preset=smoke", "arms=E"], "parameter 'arms' does not exist: choose from preset, source"),
         (["preset"], "parameter 'preset' has no value"),
         (["preset=smoke", "arm=Q"], "arm 'Q' does not exist in preset 'smoke': choose one of D, E"),
+        (["preset=smoke", "test_patient=P9"], "patient 'P9' is not in preset 'smoke'"),
         (["preset=smoke", "seed=abc"], "parameter 'seed' must be like its default 0"),
         (["preset=["], "parameter 'preset' has the malformed value '['"),
+        (["preset=huge"], "preset 'huge' does not exist"),
     ],
 )
 def test_notebook_parameters_are_checked(tmp_path, parameters, sentence):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from sparsity_trap.config import Preset, Run
+from sparsity_trap.config import SOURCE_NAMES, Preset, Run
 
 
 def as_page(
@@ -74,13 +74,8 @@ def _how_made(
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
     hashes = "; ".join(f"{p} `{numbers[f'cohort.sha256.{p}'][:12]}`" for p in preset.patients)
     given = " ".join(f"{key}={value}" for key, value in parameters.items() if value != "")
-    source = {
-        "simulated": "simulated sections",
-        "tissue-map": "simulated counts and H&E on real cell-type maps",
-        "spaceranger": "real sections",
-    }[preset.source]
     rows = {
-        "data": f"{source}; SHA-256 of the patches: {hashes}",
+        "data": f"{SOURCE_NAMES[preset.source]}; SHA-256 of the patches: {hashes}",
         "script": f"{{download}}`{script} </notebooks/{script}>`, run with `{given}`",
         "data of the figures": ", ".join(
             f"{{download}}`{file} <tables/figures/{file}>`" for file in files

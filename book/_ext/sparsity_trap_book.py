@@ -30,14 +30,9 @@ from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
-logger = logging.getLogger(__name__)
+from sparsity_trap.config import SOURCE_NAMES
 
-#: What the banner says, by source of the sections.
-SOURCES = {
-    "simulated": "Simulated sections",
-    "tissue-map": "Simulated counts and H&E on real cell-type maps",
-    "spaceranger": "Real sections",
-}
+logger = logging.getLogger(__name__)
 
 #: The part of MathJax that pages with equations load: one script, its fonts, TeX extensions.
 MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions")
@@ -157,7 +152,7 @@ def show_source(app: Sphinx, config: Config) -> None:
         logger.warning("%s is missing; %s", path, _REMEDY, type="sparsity_trap")
         return
     run = {key: html.escape(str(value)) for key, value in json.loads(path.read_text()).items()}
-    source = html.escape(SOURCES.get(run.get("source", ""), run.get("source", "Unknown source")))
+    source = html.escape(SOURCE_NAMES.get(run["source"], run["source"]))
     preset = run.get("preset", "unknown")
     config.html_theme_options["announcement"] = (
         f'<span class="source source-{run.get("source")}">{source} · preset {preset}</span>'
