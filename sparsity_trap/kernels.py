@@ -106,6 +106,23 @@ def halve(x, out):
 
 
 @_compiled
+def _range(x, work):
+    """Minimum and maximum of x [H, W]; ``work`` [2 or more, W] is overwritten."""
+    low, high = work[0], work[1]
+    low[:] = x[0]
+    high[:] = x[0]
+    for i in range(2, x.shape[0], 2):  # pairs of rows: half as many turns over the columns
+        for j in range(x.shape[1]):
+            a, b = x[i - 1, j], x[i, j]
+            low[j] = min(low[j], min(a, b))
+            high[j] = max(high[j], max(a, b))
+    for j in range(x.shape[1]):
+        low[j] = min(low[j], x[-1, j])
+        high[j] = max(high[j], x[-1, j])
+    return low.min(), high.max()
+
+
+@_compiled
 def ssim(x, y, span, work):
     """Mean SSIM of x and y [H, W] over the 7 x 7 windows that lie within the map.
 
@@ -114,15 +131,8 @@ def ssim(x, y, span, work):
     height, width = x.shape
     if min(height, width) < 7:
         return np.nan
-    work[0] = work[1] = x[0]
-    work[2] = work[3] = y[0]
-    for i in range(1, height):
-        for j in range(width):
-            work[0, j] = min(work[0, j], x[i, j])
-            work[1, j] = max(work[1, j], x[i, j])
-            work[2, j] = min(work[2, j], y[i, j])
-            work[3, j] = max(work[3, j], y[i, j])
-    low_x, high_x, low_y, high_y = work[0].min(), work[1].max(), work[2].min(), work[3].max()
+    low_x, high_x = _range(x, work)
+    low_y, high_y = _range(y, work)
     if np.isnan(span):
         span = max(high_x, high_y) - min(low_x, low_y)
     if not span > 0:
@@ -136,19 +146,21 @@ def ssim(x, y, span, work):
     # Sums over seven rows of each column. Only the sum of both variances enters.
     sum_x, sum_y, squares, products, total = work[0], work[1], work[2], work[3], work[4]
     for i in range(height):
-        for j in range(width):
-            a, b = x[i, j] - mid_x, y[i, j] - mid_y
-            sum_x[j] += a
-            sum_y[j] += b
-            squares[j] += a * a + b * b
-            products[j] += a * b
-        if i >= 7:
+        if i < 7:
             for j in range(width):
-                a, b = x[i - 7, j] - mid_x, y[i - 7, j] - mid_y
-                sum_x[j] -= a
-                sum_y[j] -= b
-                squares[j] -= a * a + b * b
-                products[j] -= a * b
+                a, b = x[i, j] - mid_x, y[i, j] - mid_y
+                sum_x[j] += a
+                sum_y[j] += b
+                squares[j] += a * a + b * b
+                products[j] += a * b
+        else:
+            for j in range(width):
+                a, b = x[i, j] - mid_x, y[i, j] - mid_y
+                c, d = x[i - 7, j] - mid_x, y[i - 7, j] - mid_y
+                sum_x[j] += a - c
+                sum_y[j] += b - d
+                squares[j] += a * a + b * b - (c * c + d * d)
+                products[j] += a * b - c * d
         if i < 6:
             continue
         for j in range(width - 6):
@@ -168,21 +180,25 @@ def ssim(x, y, span, work):
 
 
 @_compiled
-def load(truth, pred, level, g, x, y, bits):
+def load(truth, pred, level, g, x, y):
     """Copy a gene's counts and rates to x and y [H, W], float64.
 
     Rates come from ``pred`` [G, H, W] or, where that has no genes, from ``level``: the bits of
-    finite half-precision numbers that are not negative. ``bits`` [H, W], int32, is overwritten.
+    finite half-precision numbers that are not negative.
     """
-    x[:] = truth[g]
-    if len(pred):
-        y[:] = pred[g]
-        return
-    for i in range(bits.shape[0]):
-        for j in range(bits.shape[1]):
-            bits[i, j] = np.int32(level[g, i, j]) << 13  # exponent and mantissa to their places
-    y[:] = bits.view(np.float32)
-    y *= 2.0**112  # the exponents differ by 112
+    height, width = x.shape
+    bits = np.empty(width, np.int32)
+    single = bits.view(np.float32)
+    for i in range(height):
+        for j in range(width):
+            x[i, j] = truth[g, i, j]
+        if len(pred):
+            y[i] = pred[g, i]
+            continue
+        for j in range(width):
+            bits[j] = np.int32(level[g, i, j]) << 13  # exponent and mantissa to their places
+        for j in range(width):
+            y[i, j] = single[j] * 2.0**112  # the exponents differ by 112
 
 
 @_compiled
@@ -198,12 +214,29 @@ def off_tissue_zero(x, mask):
 def ssim_maps(truth, pred, level, mask, span, out):
     """Write the SSIM of maps [G, H, W] in tissue to ``out`` [G]; ``span`` [G]; see ``load``."""
     x, y, work = np.empty(mask.shape), np.empty(mask.shape), np.empty((5, mask.shape[1]))
-    bits = np.empty(mask.shape, np.int32)
+    whole = mask.all()
     for g in range(len(out)):
-        load(truth, pred, level, g, x, y, bits)
-        off_tissue_zero(x, mask)
-        off_tissue_zero(y, mask)
+        load(truth, pred, level, g, x, y)
+        if not whole:
+            off_tissue_zero(x, mask)
+            off_tissue_zero(y, mask)
         out[g] = ssim(x, y, span[g], work)
+
+
+@_compiled
+def coarsen(x, factor, out):
+    """Sum factor x factor bins of x [H, W] into ``out`` [H / factor, W / factor]."""
+    rows = np.empty(x.shape[1])
+    for i in range(out.shape[0]):
+        rows[:] = x[i * factor]
+        for k in range(1, factor):
+            for j in range(x.shape[1]):
+                rows[j] += x[i * factor + k, j]
+        for j in range(out.shape[1]):
+            total = 0.0
+            for k in range(factor):
+                total += rows[j * factor + k]
+            out[i, j] = total
 
 
 @_compiled
@@ -213,24 +246,19 @@ def moments_maps(truth, pred, level, mask, coarse, factor, out):
     In bins of ``factor`` x ``factor``, whose tissue is ``coarse``.
     """
     x, y, inside = np.empty(mask.shape), np.empty(mask.shape), coarse.astype(np.float64)
-    bits = np.empty(mask.shape, np.int32)
     large_x, large_y = np.empty(coarse.shape), np.empty(coarse.shape)
+    whole = mask.all()
     for g in range(len(out)):
-        load(truth, pred, level, g, x, y, bits)
-        off_tissue_zero(x, mask)
-        off_tissue_zero(y, mask)
+        load(truth, pred, level, g, x, y)
+        if not whole:
+            off_tissue_zero(x, mask)
+            off_tissue_zero(y, mask)
         if factor == 1:
             moments(x, y, inside, out[g])
-            continue
-        large_x[:] = 0
-        large_y[:] = 0
-        for i in range(large_x.shape[0]):
-            for j in range(large_x.shape[1]):
-                for k in range(factor):
-                    for m in range(factor):
-                        large_x[i, j] += x[i * factor + k, j * factor + m]
-                        large_y[i, j] += y[i * factor + k, j * factor + m]
-        moments(large_x, large_y, inside, out[g])
+        else:
+            coarsen(x, factor, large_x)
+            coarsen(y, factor, large_y)
+            moments(large_x, large_y, inside, out[g])
 
 
 @_compiled
@@ -273,13 +301,12 @@ def score(truth, pred, level, rate, masks, floor, scored, out, histogram):
     inside, inside4 = mask.astype(np.float64), masks[1].astype(np.float64)
     inside8, inside16 = masks[2].astype(np.float64), masks[3].astype(np.float64)
     found = np.empty(mask.size, np.int64)
-    bits = np.empty(mask.shape, np.int32)
     work = np.empty((5, width))
     x, x4, x8, x16 = _buffers(height, width)
     y, y4, y8, y16 = _buffers(height, width)
     z, z4, z8, _ = _buffers(height, width)
     for g in range(genes):
-        load(truth, pred, level, g, x, y, bits)
+        load(truth, pred, level, g, x, y)
         if not whole:
             halve(x, x4)
             halve(y, y4)

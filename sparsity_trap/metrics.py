@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import reduce
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ _MOMENTS = (
     *("pcc_2um_unmasked", "pcc_8um_unmasked", "pcc_2um_rate", "pcc_8um_rate"),
 )
 _SPOOL_BYTES = 2**25  # kept in memory before a temporary file takes over
+T = TypeVar("T")
 
 
 # --- sums that can be merged ----------------------------------------------------------------------
@@ -272,16 +273,20 @@ def ssim(
     scores = np.full((n, genes), np.nan)
     wanted = np.nan if data_range is None else data_range
     data_range = np.broadcast_to(np.asarray(wanted, dtype=np.float64), (n, genes))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for i, (t, p, m) in enumerate(_patches(truth, pred, mask=mask)):
-            if m.double().mean() < min_tissue:
-                continue
-            if t.device.type == "cpu":
-                _ssim_on_cpu(t, p, m, data_range[i], scores[i], pool)
-            else:
-                x, y = (_off_tissue_zero(_double(v), m) for v in (t, p))
-                span = torch.as_tensor(data_range[i].copy()).to(x)
-                scores[i] = _ssim(x, y, span).cpu().numpy()
+
+    def of_patch(i: int) -> None:
+        t, p, m = _patch(i, truth, pred, mask=mask)
+        if m.double().mean() < min_tissue:
+            return
+        if t.device.type == "cpu":
+            _ssim_on_cpu(t, p, m, data_range[i], scores[i])
+        else:
+            x, y = (_off_tissue_zero(_double(v), m) for v in (t, p))
+            span = torch.as_tensor(data_range[i].copy()).to(x)
+            scores[i] = _ssim(x, y, span).cpu().numpy()
+
+    for _ in _each(of_patch, truth, pred, mask=mask):
+        pass
     return scores
 
 
@@ -432,7 +437,8 @@ class GeneScores:
         self._columns = None
         others = () if rate is None else (rate,)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for t, p, *r, m in _patches(truth, pred, *others, mask=mask):
+            for i in _numbers(truth, pred, *others, mask=mask):
+                t, p, *r, m = _patch(i, truth, pred, *others, mask=mask)
                 if not self._bins8:
                     shape = (len(t), 2, N_LEVELS)
                     self._histogram = torch.zeros(shape, dtype=torch.int32, device=t.device)
@@ -545,22 +551,32 @@ class GeneScores:
 # --- details --------------------------------------------------------------------------------------
 
 
-def _patches(*maps: Maps, mask: Maps | None) -> Iterator[tuple[Tensor, ...]]:
-    """Yield each patch's maps [G, H, W] as they are stored, then its mask as bool [H, W]."""
+def _numbers(*maps: Maps, mask: Maps | None) -> range:
+    """Numbers of the patches, of maps that fit each other."""
     shapes = {tuple(m.shape) for m in maps}
     shape = shapes.pop()
     if shapes:
         raise ValueError(f"maps differ in shape: {shape} and {shapes.pop()}")
     if mask is not None and tuple(mask.shape) != (shape[0], *shape[2:]):
         raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit maps of shape {shape}")
-    for i in range(shape[0]):
-        patch = [_tensor(m[i]) for m in maps]
-        device = next((p.device for p in patch if p.device.type != "cpu"), patch[0].device)
-        patch = [p.to(device) for p in patch]
-        if mask is None:
-            yield *patch, torch.ones(shape[2:], dtype=torch.bool, device=device)
-        else:
-            yield *patch, torch.as_tensor(mask[i]).to(device, torch.bool)
+    return range(shape[0])
+
+
+def _patch(i: int, *maps: Maps, mask: Maps | None) -> tuple[Tensor, ...]:
+    """A patch's maps [G, H, W] as they are stored, then its mask as bool [H, W]."""
+    patch = [_tensor(m[i]) for m in maps]
+    device = next((p.device for p in patch if p.device.type != "cpu"), patch[0].device)
+    if mask is None:
+        inside = torch.ones(patch[0].shape[1:], dtype=torch.bool)
+    else:
+        inside = torch.as_tensor(mask[i])
+    return *(p.to(device) for p in patch), inside.to(device, torch.bool)
+
+
+def _each(score: Callable[[int], T], *maps: Maps, mask: Maps | None) -> Iterator[T]:
+    """Scores of all patches, in order; a thread reads and scores one patch at a time."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from pool.map(score, _numbers(*maps, mask=mask))
 
 
 def _tensor(x: Maps) -> Tensor:
@@ -587,22 +603,22 @@ def _off_tissue_zero(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _moments(truth: Maps, pred: Maps, mask: Maps | None, bin_factor: int = 1) -> Moments:
-    def of_patch(t: Tensor, p: Tensor, m: Tensor) -> Moments:
+    def of_patch(i: int) -> Moments:
+        t, p, m = _patch(i, truth, pred, mask=mask)
         if t.device.type == "cpu":
-            return _moments_on_cpu(t, p, m, bin_factor, pool)
+            return _moments_on_cpu(t, p, m, bin_factor)
         x, y = (bin_sum(_off_tissue_zero(_double(v), m), bin_factor) for v in (t, p))
         return Moments.of(x, y, bin_mask(m, bin_factor))
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        each = (of_patch(*patch) for patch in _patches(truth, pred, mask=mask))
-        return reduce(Moments.__add__, each)
+    return reduce(Moments.__add__, _each(of_patch, truth, pred, mask=mask))
 
 
 def _poisson(truth: Maps, pred: Maps, mask: Maps | None) -> PoissonSums:
-    parts = (
-        PoissonSums.of(_double(t), _double(p), m) for t, p, m in _patches(truth, pred, mask=mask)
-    )
-    return reduce(PoissonSums.__add__, parts)
+    def of_patch(i: int) -> PoissonSums:
+        t, p, m = _patch(i, truth, pred, mask=mask)
+        return PoissonSums.of(_double(t), _double(p), m)
+
+    return reduce(PoissonSums.__add__, _each(of_patch, truth, pred, mask=mask))
 
 
 def _packed(counts: np.ndarray, rate: np.ndarray) -> np.ndarray:
@@ -661,38 +677,22 @@ def _sums_on_cpu(
     return sums
 
 
-def _moments_on_cpu(
-    truth: Tensor, pred: Tensor, mask: Tensor, bin_factor: int, pool: ThreadPoolExecutor
-) -> Moments:
+def _moments_on_cpu(truth: Tensor, pred: Tensor, mask: Tensor, bin_factor: int) -> Moments:
     from sparsity_trap import kernels
 
     bin_sum(mask, bin_factor)  # refuses a map that cannot be cut
     out = np.zeros((len(truth), 6))
-    inside, coarse = mask.numpy(), bin_mask(mask, bin_factor).numpy()
-
-    def score(part: slice) -> None:
-        maps = _loadable(truth[part], pred[part])
-        kernels.moments_maps(*maps, inside, coarse, bin_factor, out[part])
-
-    list(pool.map(score, _shares(len(truth))))
+    coarse = bin_mask(mask, bin_factor).numpy()
+    kernels.moments_maps(*_loadable(truth, pred), mask.numpy(), coarse, bin_factor, out)
     return Moments(*out.T)
 
 
 def _ssim_on_cpu(
-    truth: Tensor,
-    pred: Tensor,
-    mask: Tensor,
-    span: np.ndarray,
-    out: np.ndarray,
-    pool: ThreadPoolExecutor,
+    truth: Tensor, pred: Tensor, mask: Tensor, span: np.ndarray, out: np.ndarray
 ) -> None:
     from sparsity_trap import kernels
 
-    def score(part: slice) -> None:
-        maps = _loadable(truth[part], pred[part])
-        kernels.ssim_maps(*maps, mask.numpy(), span[part].copy(), out[part])
-
-    list(pool.map(score, _shares(len(truth))))
+    kernels.ssim_maps(*_loadable(truth, pred), mask.numpy(), span.copy(), out)
 
 
 def _shares(genes: int) -> Iterator[slice]:
@@ -712,9 +712,9 @@ def _loadable(truth: Tensor, pred: Tensor) -> tuple[np.ndarray, np.ndarray, np.n
     if t.dtype != np.uint16 or wide == np.float64:
         t = np.ascontiguousarray(t, dtype=wide)
     if p.dtype == np.float16 and wide == np.float32:
-        level = np.ascontiguousarray(p).view(np.int16)
-        if level.size and level.min() >= 0 and level.max() < 0x7C00:  # not negative, finite
-            return t, np.empty((0, *p.shape[1:]), wide), level
+        level = np.ascontiguousarray(p).view(np.uint16)
+        if level.size and level.max() < 0x7C00:  # finite and, without the highest bit, not negative
+            return t, np.empty((0, *p.shape[1:]), wide), level.view(np.int16)
     return t, np.ascontiguousarray(p, dtype=wide), np.empty((0, *p.shape[1:]), np.int16)
 
 
