@@ -15,7 +15,7 @@ source = ""
 cohort = ""
 
 # %% tags=["remove-cell"]
-from sparsity_trap import figures, published, results, stats, steps, tables
+from sparsity_trap import figures, interactive, published, results, stats, steps, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.config import PUBLISHED_ARMS
 
@@ -39,6 +39,16 @@ figures.collapse_and_recovery(genes, store, mse.predictions, poisson.predictions
 # %% [markdown]
 # In {numref}`fig-collapse`, panel a shows the gene that gains most in this run, so it is the most favourable case, not a typical one. Panel b shows them all.
 #
+# PCC at 8 µm of every gene under any two arms, on the main patient; genes above the line are predicted better by the arm on the vertical axis. A click opens the gene in the [browser](05b_browser).
+
+# %% tags=["remove-input"]
+of_patient = [r for r in runs if (r.run.test_patient, r.run.seed) == (patient, mse.run.seed)]
+arms = {f"arm {r.run.arm}": r.genes["pcc_8um"] for r in of_patient if r.run.arm in SHOWN}
+across, up = ({first: arms[first], **arms} for first in ("arm D", "arm E"))
+plot, choices = interactive.gene_scatter(genes, across, up, settings.source, diagonal=True)
+interactive.show(plot, "arms", gene_page="05b_browser.html", choices=choices)
+
+# %% [markdown]
 # ## All runs
 #
 # Arms of the factorial and the dial have pages of their own; all arms are in [](../methods.md). Per-gene scores are means over genes. *Pooled* is one correlation over all genes and bins, as the publication reports at 2 µm; differences between genes dominate it.
@@ -73,11 +83,7 @@ tables.show(published.ARMS)
 # Each arm is selected by its own loss. Losses of different arms have different units, so the left panel of {numref}`fig-dynamics` shows for each how much of its fall is still to come; the right panel is comparable. Arm B is arm A, interpolated, so their curves are one.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dynamics", "caption": "Training dynamics of these arms on the main patient's training sections, on the held-out blocks of the training patients."}, "image": {"alt": "Held-out loss and PCC by epoch"}}
-logs = {
-    r.run.arm: r.log
-    for r in runs
-    if r.run.test_patient == patient and r.run.seed == mse.run.seed and r.run.arm in SHOWN
-}
+logs = {r.run.arm: r.log for r in of_patient if r.run.arm in SHOWN}
 figures.training_dynamics(logs, settings.source)
 
 # %% [markdown]

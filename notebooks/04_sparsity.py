@@ -17,7 +17,7 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import comparisons, figures, published, results, stats, tables
+from sparsity_trap import comparisons, figures, interactive, published, results, stats, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.config import LOSS_PAIRS, MSE_ARM, POISSON_ARM
 
@@ -35,9 +35,17 @@ association = stats.sparsity_association(genes)
 figures.sparsity_scatter(genes, association, settings.source)
 
 # %% tags=["remove-input"]
-figures.show(
-    figures.sparsity_browser(genes, settings.source), "sparsity", gene_page="05b_browser.html"
-)
+across = {
+    "sparsity (% of in-tissue 2 µm bins with count 0)": 100 * genes["sparsity"],
+    "mean count per 2 µm bin": genes["mean_count"],
+    "PCC 8 µm of arm D": genes["pcc_8um_mse"],
+}
+up = {
+    f"gain in {tables.TITLES[name]}, E − D": genes[f"{name}_poisson"] - genes[f"{name}_mse"]
+    for name in ("pcc_8um", "pcc_2um", "ssim_2um", "d2")
+}
+plot, choices = interactive.gene_scatter(genes, across, up, settings.source)
+interactive.show(plot, "sparsity", gene_page="05b_browser.html", choices=choices)
 
 # %% [markdown]
 # ## By category

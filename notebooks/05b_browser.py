@@ -15,7 +15,7 @@ source = ""
 cohort = ""
 
 # %% tags=["remove-cell"]
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 
 from sparsity_trap import results, stats, steps, viewers
 from sparsity_trap.cohort import open_preset
@@ -26,15 +26,24 @@ genes = stats.gene_table(mse.genes, poisson.genes)
 store = steps.store(settings, settings.main_patient)
 
 # %% [markdown]
-# Every gene of the panel on the section of patient {val}`preset.main_patient`: H&E, counts, and the predictions of arms D (MSE) and E (Poisson) on the counts' colour scale, at 8 µm. Panels pan and zoom together.
+# The genes of the panel on the section of patient {val}`preset.main_patient`: H&E, counts, and the predictions of arms D (MSE) and E (Poisson) on the counts' colour scale, at 8 µm. Panels pan and zoom together.
 # *Swipe* lays one panel over another.
+
+# %% tags=["remove-input"]
+shown = viewers.browsable(genes)
+Markdown(
+    f"Of {len(genes)} genes the browser holds the {len(shown)} whose scores differ most between the "
+    "arms; tables and figures hold all."
+    if len(shown) < len(genes)
+    else ""
+)
 
 # %% tags=["remove-input"]
 HTML(
     viewers.gene_browser(
         store,
         {"MSE": mse.predictions, "Poisson": poisson.predictions},
-        genes,
+        shown,
         settings.folder / "viewer",
     )
 )

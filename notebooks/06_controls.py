@@ -17,7 +17,16 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import comparisons, control_figures, controls, results, stats, steps, tables
+from sparsity_trap import (
+    comparisons,
+    control_figures,
+    controls,
+    interactive,
+    results,
+    stats,
+    steps,
+    tables,
+)
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.training import training_mean
 
@@ -85,6 +94,15 @@ control_figures.score_against_ceiling(
     "ceiling_8um",
     settings.source,
 )
+
+# %% tags=["remove-input"]
+across = {"ceiling at 8 µm": genes["ceiling_8um"], "ceiling at 2 µm": genes["ceiling_2um"]}
+up = {
+    f"PCC {width} µm of arm {arm}": genes[f"pcc_{width}um_{column}"]
+    for width in (8, 2) for arm, column in (("E", "poisson"), ("D", "mse"))
+}  # fmt: skip
+plot, choices = interactive.gene_scatter(genes, across, up, settings.source, diagonal=True)
+interactive.show(plot, "ceiling", gene_page="05b_browser.html", choices=choices)
 
 # %% tags=["remove-input"]
 rows = {}

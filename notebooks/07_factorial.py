@@ -16,14 +16,15 @@ cohort = ""
 
 # %% tags=["remove-cell"]
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
-from sparsity_trap import comparisons, control_figures, mechanism, results, tables
+from sparsity_trap import comparisons, control_figures, interactive, mechanism, results, tables
 from sparsity_trap.cohort import open_preset
 
 settings = open_preset(preset, source, cohort)
 runs = results.load_all(settings)
-table = comparisons.long_table(settings, runs).assign(score=lambda t: t["pcc_8um"])
+scores = comparisons.long_table(settings, runs)
+table = scores.assign(score=scores["pcc_8um"])
 
 # %% [markdown]
 # Between arms D and E three things change at once: the loss, the link and the initial bias of the head. The factorial trains their combinations, everything else equal.
@@ -47,6 +48,25 @@ if factorial:
 else:
     figure = control_figures.not_trained("the factorial")
 figure
+
+# %% [markdown]
+# :::{when} factorial.poisson.effect
+# The same effects on other scores:
+# :::
+
+# %% tags=["remove-input"]
+plot = HTML("")
+if factorial:
+    names = ("pcc_8um", "pcc_2um", "spearman_8um", "ssim_2um", "ssim_8um", "d2", "auprc")
+    effects = {
+        tables.TITLES.get(name, name): comparisons.factorial(
+            scores.assign(score=scores[name])
+        ).effects
+        for name in names
+    }
+    figure, choices = interactive.effects_browser(effects, settings.source)
+    plot = interactive.show(figure, "effects", choices=choices)
+plot
 
 # %% [markdown]
 # ## The published gap taken apart

@@ -15,9 +15,9 @@ source = ""
 cohort = ""
 
 # %% tags=["remove-cell"]
-from IPython.display import display
+from IPython.display import HTML, display
 
-from sparsity_trap import comparisons, control_figures, results, tables
+from sparsity_trap import comparisons, control_figures, interactive, results, tables
 from sparsity_trap.cohort import open_preset
 
 settings = open_preset(preset, source, cohort)
@@ -39,14 +39,26 @@ table = comparisons.long_table(settings, results.load_all(settings))
 # :::
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dial", "caption": "Gain of Poisson over MSE at matched link and bias against the mean count of the bins that the loss sees, with 95 % intervals over genes. Left: training counts thinned. Right: bins summed."}, "image": {"alt": "Curves of the gain against mean count for thinning and for bin width"}}
-dials = comparisons.dials(table)
 titles = {"keep": "training counts thinned", "bin_um": "bins summed"}
+dials = {titles[name]: dial for name, dial in comparisons.dials(table).items()}
 if dials:
-    named = {titles[name]: dial for name, dial in dials.items()}
-    figure = control_figures.dial_curves(named, settings.source)
+    figure = control_figures.dial_curves(dials, settings.source)
 else:
     figure = control_figures.not_trained("the dial")
 figure
+
+# %% [markdown]
+# :::{when} dial.keep.slope
+# Gene by gene; a click opens the gene in the [browser](05b_browser).
+# :::
+
+# %% tags=["remove-input"]
+plot = HTML("")
+if dials:
+    categories = table.groupby("gene")["category"].first()
+    figure, choices = interactive.dial_browser(dials, categories, settings.source)
+    plot = interactive.show(figure, "dial", gene_page="05b_browser.html", choices=choices)
+plot
 
 # %% tags=["remove-input"]
 for dial in dials.values():

@@ -304,6 +304,8 @@ class DialCurve:
         One row per setting, in ascending order: the setting (``keep`` or ``bin_um``),
         ``mean_count`` (counts per bin, mean over genes; NaN where not given), ``delta`` with
         ``ci_low`` and ``ci_high`` (95 %, bootstrap over genes) and ``n_genes``.
+    gains
+        ``gene``, the setting, its ``delta`` and its ``mean_count`` (NaN where not given).
     slopes
         ``gene`` and ``slope``: change of the gain per doubling of the setting, least squares.
     slope, ci_low, ci_high, p_value
@@ -314,6 +316,7 @@ class DialCurve:
     """
 
     curve: pd.DataFrame
+    gains: pd.DataFrame
     slopes: pd.DataFrame
     slope: float
     ci_low: float
@@ -357,14 +360,15 @@ def dial_curve(
     delta = delta.unstack(dial).dropna(axis=1, how="all")
     if delta.shape[1] < 2:
         raise UserError(f"dial: both losses are needed at two values of '{dial}' or more")
-    means = pd.Series(dtype=float)
-    if "mean_count" in table:
-        means = table.groupby([dial, "gene"])["mean_count"].mean().groupby(dial).mean()
+    gains = delta.stack().rename("delta").reset_index()
+    of_gene = table.assign(mean_count=table.get("mean_count", np.nan))
+    of_gene = of_gene.groupby(["gene", dial], as_index=False)["mean_count"].mean()
+    means = of_gene.groupby(dial)["mean_count"].mean()
     curve = []
     for setting in delta:
         values = delta[setting].dropna().to_numpy()
         low, high = bootstrap_mean(values, n_boot, seed)
-        curve.append((setting, means.get(setting, np.nan), values.mean(), low, high, len(values)))
+        curve.append((setting, means[setting], values.mean(), low, high, len(values)))
     doublings = np.log2(delta.columns.to_numpy(dtype=float))
     slopes = delta[delta.notna().sum(axis=1) >= 2].apply(
         lambda row: np.polyfit(doublings[row.notna()], row.dropna(), 1)[0], axis=1
@@ -375,6 +379,7 @@ def dial_curve(
         curve=pd.DataFrame(
             curve, columns=[dial, "mean_count", "delta", "ci_low", "ci_high", "n_genes"]
         ),
+        gains=gains.merge(of_gene, on=["gene", dial]),
         slopes=slopes.rename("slope").reset_index(),
         slope=float(values.mean()),
         ci_low=low,

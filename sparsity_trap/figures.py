@@ -7,10 +7,7 @@ everywhere (Okabe-Ito palette, safe for colour-blind readers).
 from __future__ import annotations
 
 import io
-import json
-import os
 from collections.abc import Sequence
-from importlib.resources import files
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -533,96 +530,3 @@ def _arm_style(name: str) -> tuple[str, str]:
     line = {"": "-", "matched": "--", "linear": ":", "img2st": "-."}.get(variant, "-")
     # B is A with its predictions interpolated: their curves are one.
     return _ARM_COLOURS.get(arm, "#7F7F7F"), "--" if name == "B" else line
-
-
-# --- interactive ----------------------------------------------------------------------------------
-
-
-def sparsity_browser(table: pd.DataFrame, source: str):
-    """`sparsity_scatter` with a name and scores on every point (plotly figure)."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for category, colour in CATEGORY_COLOURS.items():
-        own = table[table["category"] == category]
-        if own.empty:
-            continue
-        figure.add_scatter(
-            x=100 * own["sparsity"],
-            y=own["delta_pcc_8um"],
-            mode="markers",
-            name=category,
-            marker={"color": colour, "size": 9, "line": {"color": "white", "width": 0.7}},
-            customdata=own[["gene", "pcc_8um_mse", "pcc_8um_poisson", "mean_count"]],
-            hovertemplate=(
-                "<b>%{customdata[0]}</b><br>sparsity %{x:.1f} %<br>gain %{y:+.3f}<br>"
-                "MSE %{customdata[1]:.3f}, Poisson %{customdata[2]:.3f}<br>"
-                "mean count %{customdata[3]:.3f}<extra></extra>"
-            ),
-        )
-    figure.add_hline(y=0, line={"color": "#888888", "width": 1})
-    figure.update_layout(
-        template="plotly_white",
-        height=430,
-        margin={"l": 60, "r": 30, "t": 30, "b": 60},
-        xaxis_title="sparsity (% of in-tissue 2 µm bins with count 0)",
-        yaxis_title="gain in PCC at 8 µm, E − D",
-        legend={"orientation": "h", "y": -0.2},
-    )
-    if source in MARKS:
-        figure.add_annotation(
-            text=MARKS[source], xref="paper", yref="paper", x=0, y=1, showarrow=False,
-            xanchor="left", yanchor="top", bgcolor="white", font={"size": 10, "color": "#A32020"},
-        )  # fmt: skip
-    return figure
-
-
-def show(figure, name: str, gene_page: str = ""):
-    """Display a plotly figure: in the book from one shared script, elsewhere self-contained.
-
-    Parameters
-    ----------
-    figure
-        The plotly figure.
-    name
-        Tells the figures of a page apart.
-    gene_page
-        Page with the gene browser, such as ``05_rescue.html``; a click on a point, whose custom
-        data begin with the gene, opens the gene there.
-    """
-    from IPython.display import HTML
-    from plotly.offline import get_plotlyjs
-
-    plot = {
-        "id": f"plot-{name}",
-        "figure": json.loads(figure.to_json()),
-        "config": {
-            "displaylogo": False,
-            "responsive": True,
-            # The first would send the plot to another host.
-            "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
-        },
-        "gene_page": gene_page,
-    }
-    if "SPARSITY_TRAP_BOOK" in os.environ:
-        # The book's extension makes this file; it draws what is queued.
-        library = '<script defer src="../../_assets/plotly.js"></script>'
-    else:
-        draw = asset("plots.js")
-        library = f"<script>{get_plotlyjs()}</script><script>{draw}drawSparsityPlots();</script>"
-    content = json.dumps(plot).replace("</", "<\\/")
-    height = figure.layout.height or 450
-    return HTML(
-        # The dark theme would put a light ground under the plot.
-        "<style>.text_html:has(> .interactive-plot)"
-        "{padding: 0 !important; background: none !important}</style>"
-        f'<div id="plot-{name}" class="interactive-plot" style="min-height: {height}px">'
-        "<noscript>This plot needs scripts; a picture on this page shows the same data.</noscript>"
-        f"</div><script>(window.sparsityPlots = window.sparsityPlots || []).push({content});"
-        f"</script>{library}"
-    )
-
-
-def asset(name: str) -> str:
-    """Text of a script or style sheet of the module."""
-    return files("sparsity_trap").joinpath("assets", name).read_text(encoding="utf8")

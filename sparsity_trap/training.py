@@ -3,10 +3,10 @@
 Only the training patients' stores and tokens are opened before the checkpoint is chosen; the test
 patient is read afterwards, by `predict`.
 
-Tokens, counts and masks live on the device; tokens that do not fit there stream from the cache. A
-step launches work and never waits for it: draws are made on the CPU for a whole epoch, turned
-counts are gathered by index, and losses are read once per epoch. Every epoch leaves a checkpoint
-from which a killed run goes on to the same result.
+Tokens, counts and masks live on the device; tokens and counts that do not fit there stream from the
+disk. A step launches work and never waits for it: draws are made on the CPU for a whole epoch,
+turned counts are gathered by index, and losses are read once per epoch. Every epoch leaves a
+checkpoint from which a killed run goes on to the same result.
 
 Several processes share one run when they are launched together::
 
@@ -60,10 +60,11 @@ from sparsity_trap.provenance import record
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-#: Tokens larger than this stream on a CPU: several runs then share one copy in the page cache.
-CPU_TOKEN_BYTES = 2**30
-#: Share of a GPU's free memory that tokens may fill; the rest is for activations.
-GPU_TOKEN_SHARE = 0.5
+#: Tokens, or counts, larger than this stream on a CPU: several runs then share one copy in the page
+#: cache.
+CPU_BYTES = 2**30
+#: Share of a GPU's free memory that counts, and then tokens, may fill; the rest is for activations.
+GPU_SHARE = 0.5
 #: Learning rate of the likelihood's own parameters (dispersion, zero inflation): a decoder's would
 #: leave them where they start.
 LIKELIHOOD_LR = 1e-2
@@ -107,9 +108,8 @@ class TokenFiles:
         return tokens
 
     def _view(self, patch: int, view: int) -> np.ndarray:
-        section = bisect_right(self.ends, patch)
+        section, row = _place(self.ends, patch)
         array = self.arrays[section]
-        row = patch - (self.ends[section] - array.shape[0])
         shape = array.shape[2:]
         if not array.compressors and array.chunks == (1, *array.shape[1:]):
             # zarr would read all views of the patch for this one.
@@ -120,6 +120,59 @@ class TokenFiles:
                 offset = view * count * array.dtype.itemsize
                 return np.fromfile(path, array.dtype, count, offset=offset).reshape(shape)
         return array[row, view]
+
+
+class CountFiles:
+    """Counts of several sections in their stores, read a patch at a time.
+
+    Parameters
+    ----------
+    arrays
+        Counts [N, G, 128, 128], one per section.
+    keep
+        Share of the UMIs that are kept, see `config.Arm`.
+    seed
+        Determines, with section and patch, which UMIs are kept.
+
+    Attributes
+    ----------
+    shape
+        [N of all sections, G, 128, 128].
+    nbytes
+        Size as uint8.
+    """
+
+    def __init__(self, arrays: Sequence[zarr.Array], keep: float = 1, seed: int = 0):
+        self.arrays, self.keep, self.seed = list(arrays), keep, seed
+        self.ends = list(accumulate(array.shape[0] for array in arrays))
+        self.shape = (self.ends[-1], *arrays[0].shape[1:])
+        self.nbytes = math.prod(self.shape)
+
+    def read(self, patches: Tensor) -> Tensor:
+        """Counts [B, G, 128, 128] of B patches; uint8, or int32 where one exceeds 255."""
+        counts = np.stack([self._patch(patch) for patch in patches.tolist()])
+        return torch.from_numpy(counts.astype(np.uint8 if counts.max() < 256 else np.int32))
+
+    def load(self, device: torch.device) -> Tensor:
+        """All counts, on a device."""
+        counts = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        for patches in torch.arange(len(counts)).split(8):
+            part = self.read(patches)
+            if part.dtype != torch.uint8:
+                counts = counts.to(part.dtype)
+            counts[patches[0] : patches[-1] + 1] = part.to(device)
+        return counts
+
+    def _patch(self, patch: int) -> np.ndarray:
+        section, row = _place(self.ends, patch)
+        counts = self.arrays[section][row]
+        return _thin(counts, self.keep, np.random.default_rng([self.seed, section, row]))
+
+
+def _place(ends: Sequence[int], patch: int) -> tuple[int, int]:
+    """Section of a patch and its row there, given where the patches of each section end."""
+    section = bisect_right(ends, patch)
+    return section, patch - (ends[section - 1] if section else 0)
 
 
 @dataclass(frozen=True)
@@ -133,7 +186,7 @@ class TrainingSet:
     views
         (jitter, dihedral element) of each view.
     counts
-        uint8, or int32 where a count exceeds 255, [N, G, 128, 128].
+        uint8, or int32 where a count exceeds 255, [N, G, 128, 128]: a tensor, or files as above.
     mask
         bool [N, 128, 128], true in tissue.
     offset
@@ -144,7 +197,7 @@ class TrainingSet:
 
     tokens: Tensor | TokenFiles
     views: list[tuple[int, int]]
-    counts: Tensor
+    counts: Tensor | CountFiles
     mask: Tensor
     offset: Tensor | None
     validation: Tensor
@@ -309,28 +362,26 @@ def validation_block(origin: np.ndarray, share: float, side: int) -> np.ndarray:
 def load_training_set(preset: Preset, run: Run) -> TrainingSet:
     """Read counts and masks of the patients that ``run`` trains on, and no other's.
 
-    Tokens are opened, not read. Where the arm keeps a share of the UMIs, the counts are thinned,
-    validation blocks included, with draws that follow from the run's seed alone.
+    Tokens, and counts of more than `CPU_BYTES`, are opened, not read. Where the arm keeps a share
+    of the UMIs, the counts are thinned, validation blocks included, with draws that follow from the
+    run's seed alone.
     """
-    keep = preset.arm(run.arm).keep
-    stores, tokens, counts, blocks = [], [], [], []
+    stores, tokens, blocks = [], [], []
     for index, patient in enumerate(preset.training_patients(run.test_patient)):
         store = PatchStore(preset.store(patient))
         array, views = open_tokens(preset, patient)
         stores.append(store)
         tokens.append(array)
-        counts.append(
-            _small(_thin(store.counts[:], keep, np.random.default_rng([run.seed, index])))
-        )
         blocks.append(
             validation_block(store.origin[:], preset.training.validation, (run.seed + index) % 4)
         )
     if len({store.genes for store in stores}) > 1:
         raise UserError("the training patients' stores hold different genes: rebuild them")
+    counts = CountFiles([store.counts for store in stores], preset.arm(run.arm).keep, run.seed)
     return TrainingSet(
         tokens=TokenFiles(tokens),
         views=views,
-        counts=torch.cat(counts),
+        counts=counts.load(torch.device("cpu")) if counts.nbytes <= CPU_BYTES else counts,
         mask=torch.cat([torch.from_numpy(store.mask[:]) for store in stores]),
         offset=torch.cat([torch.from_numpy(store.stripe_offset()) for store in stores])
         if preset.training.stripe_offset
@@ -371,12 +422,6 @@ def _thin(counts: np.ndarray, keep: float, draw: np.random.Generator) -> np.ndar
     positive = np.flatnonzero(thinned)
     thinned[positive] = draw.binomial(thinned[positive], keep)
     return thinned.reshape(counts.shape)
-
-
-def _small(counts: np.ndarray) -> Tensor:
-    """Counts in the smallest type that holds them: training streams them every step."""
-    dtype = np.uint8 if counts.max(initial=0) < 256 else np.int32
-    return torch.from_numpy(counts.astype(dtype))
 
 
 def fit(
@@ -528,34 +573,43 @@ def _build(
 
 def _gene_rate(data: TrainingSet, train: Tensor) -> Tensor:
     """Mean count per unit of exposure of a 2 µm tissue bin, float32 [G], over training patches."""
-    device = data.counts.device
+    device = data.mask.device
     count = torch.zeros(data.counts.shape[1], dtype=torch.float64, device=device)
     exposure = torch.zeros((), dtype=torch.float64, device=device)
-    for patch in train.to(device).split(8):
-        mask = data.mask[patch]
-        count += (data.counts[patch] * mask[:, None]).sum((0, 2, 3))
-        exposure += (mask if data.offset is None else mask * data.offset[patch].exp()).sum()
+    pieces = train.split(8)
+    for patch, counts in zip(
+        pieces, _read(data.counts, [(p,) for p in pieces], device), strict=True
+    ):
+        place = patch.to(device)
+        mask = data.mask[place]
+        count += (counts * mask[:, None]).sum((0, 2, 3))
+        exposure += (mask if data.offset is None else mask * data.offset[place].exp()).sum()
     # A gene never seen keeps a finite logarithm, that of half a count.
     return (count.clamp(min=0.5) / exposure).float().cpu()
 
 
 def _on_device(data: TrainingSet, device: torch.device) -> TrainingSet:
-    """Move counts, masks and, where they fit, tokens to the device."""
-    tokens = data.tokens
-    offset = None if data.offset is None else data.offset.to(device)
-    counts, mask = data.counts.to(device), data.mask.to(device)
-    if isinstance(tokens, Tensor):
-        tokens = tokens.to(device)
-    elif tokens.nbytes <= _room(device):
-        tokens = tokens.load(device)
-    return replace(data, tokens=tokens, counts=counts, mask=mask, offset=offset)
+    """Move masks and, where they fit, counts and tokens to the device."""
+
+    def fitting(values: Tensor | TokenFiles | CountFiles) -> Any:
+        if isinstance(values, Tensor):
+            return values.to(device)
+        return values.load(device) if values.nbytes <= _room(device) else values
+
+    return replace(
+        data,
+        mask=data.mask.to(device),
+        offset=None if data.offset is None else data.offset.to(device),
+        counts=fitting(data.counts),
+        tokens=fitting(data.tokens),
+    )
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that tokens may take."""
+    """Bytes that tokens, or counts, may take."""
     if device.type == "cuda":
-        return GPU_TOKEN_SHARE * torch.cuda.mem_get_info(device)[0]
-    return CPU_TOKEN_BYTES
+        return GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+    return CPU_BYTES
 
 
 def _channel_moments(
@@ -576,16 +630,21 @@ def _channel_moments(
 
 
 def _read(
-    tokens: Tensor | TokenFiles, pieces: Sequence[tuple[Tensor, Tensor]], device: torch.device
+    values: Tensor | TokenFiles | CountFiles,
+    pieces: Sequence[tuple[Tensor, ...]],
+    device: torch.device,
 ) -> Iterator[Tensor]:
-    """Tokens [B, C, 16, 16] of each piece (patches [B], views [B], on the CPU), on the device."""
-    if isinstance(tokens, Tensor):
-        for patches, views in pieces:
-            yield tokens[_to(patches, device), _to(views, device)]
+    """Tokens or counts of each piece, on the device.
+
+    A piece has the patches [B] and, of tokens, the views [B], on the CPU.
+    """
+    if isinstance(values, Tensor):
+        for piece in pieces:
+            yield values[tuple(_to(index, device) for index in piece)]
         return
 
-    def read(patches: Tensor, views: Tensor) -> Tensor:
-        batch = tokens.read(patches, views)
+    def read(*piece: Tensor) -> Tensor:
+        batch = values.read(*piece)
         return batch.pin_memory() if device.type == "cuda" else batch
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -640,11 +699,14 @@ def _batches(
     place = _to(patches, device)
     element = _to(torch.tensor([turn for _, turn in data.views])[views], device)
     tokens = _read(data.tokens, [(patches[part], views[part]) for part in own], device)
-    for batch, part, idle, own_tokens in zip(whole, own, empty, tokens, strict=True):
+    counts = _read(data.counts, [(patches[part],) for part in own], device)
+    for batch, part, idle, own_tokens, own_counts in zip(
+        whole, own, empty, tokens, counts, strict=True
+    ):
         index = turns[element[part]]
 
-        def turned(maps: Tensor, part: slice = part, index: Tensor = index) -> Tensor:
-            flat = maps[place[part]].flatten(-2)
+        def turned(maps: Tensor, index: Tensor = index) -> Tensor:
+            flat = maps.flatten(-2)
             source = index if flat.dim() == 2 else index[:, None].expand_as(flat)
             return flat.gather(-1, source).unflatten(-1, (side, side))
 
@@ -653,9 +715,9 @@ def _batches(
             shares = _shares(arm, data.mask[place[part]], data.mask[place[batch]]) * (not idle)
         yield _Batch(
             own_tokens,
-            turned(data.counts),
-            turned(data.mask),
-            None if data.offset is None else turned(data.offset),
+            turned(own_counts),
+            turned(data.mask[place[part]]),
+            None if data.offset is None else turned(data.offset[place[part]]),
             shares,
             batch.stop - batch.start,
         )
@@ -856,9 +918,12 @@ def _fingerprint(
     """Digest of all that determines a run: settings, counts, masks, and moments of the tokens."""
     settings = [as_json(part) for part in (arm, preset.training, preset.decoder)]
     digest = hashlib.sha256("\n".join([*settings, str(seed), torch.__version__]).encode())
-    for values in (data.counts, data.mask, data.offset, data.validation, mean, std):
+    for values in (data.mask, data.offset, data.validation, mean, std):
         if values is not None:
             digest.update(values.cpu().contiguous().numpy().data)
+    pieces = torch.arange(len(data.mask)).split(8)
+    for counts in _read(data.counts, [(piece,) for piece in pieces], data.mask.device):
+        digest.update(counts.int().cpu().numpy().data)
     return digest.hexdigest()
 
 

@@ -26,8 +26,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from sparsity_trap.binning import bin_mask, bin_sum
-from sparsity_trap.figures import CATEGORY_COLOURS, MARKS, MSE_COLOUR, POISSON_COLOUR, asset
+from sparsity_trap.figures import CATEGORY_COLOURS, MARKS, MSE_COLOUR, POISSON_COLOUR
 from sparsity_trap.files import building
+from sparsity_trap.interactive import asset
 from sparsity_trap.patches import OVERVIEW_BINS, PATCH_BINS, PatchStore, assemble
 
 #: Palette of every map: colours of the counts, then the mark's ink, then "no tissue here".
@@ -38,11 +39,27 @@ _OUTSIDE_COLOUR, _INK_COLOUR = (0xED, 0xED, 0xED), (0xA3, 0x20, 0x20)
 #: A page has to load quickly, and 50 genes of a whole section have to fit the site.
 MAP_BYTES, PICTURE_BYTES = 200_000, 600_000
 _PICTURE_PIXELS = 1600
+#: Genes of one browser; more would be too many pictures for a site.
+MOST_GENES = 100
 _BIN_UM = 8
 _SIDE = PATCH_BINS // OVERVIEW_BINS  # 8 µm bins along a patch
 
 
 # --- gene browser ---------------------------------------------------------------------------------
+
+
+def browsable(genes: pd.DataFrame) -> pd.DataFrame:
+    """Genes that the browser holds: all of a panel up to `MOST_GENES`, else the largest changes.
+
+    Parameters
+    ----------
+    genes
+        From `stats.gene_table`.
+    """
+    if len(genes) <= MOST_GENES:
+        return genes
+    change = genes["delta_pcc_8um"].abs()
+    return genes.loc[change.nlargest(MOST_GENES).index].sort_index()
 
 
 def gene_browser(
@@ -87,6 +104,7 @@ def gene_browser(
         maps[key] = values
 
     note = MARKS.get(store.source, "")
+    places = [store.genes.index(gene) for gene in genes["gene"]]
     tops: list[float] = []
     with building(folder) as partial:
         partial.mkdir()
@@ -96,10 +114,10 @@ def gene_browser(
         for panel in panels[1:]:
             # Patch by patch, since a stored chunk holds all genes of one patch.
             values = np.stack(
-                [_patch_map(maps[panel["key"]], i) for i in range(len(store))], axis=1
+                [_patch_map(maps[panel["key"]], i)[places] for i in range(len(store))], axis=1
             )
             for g, gene in enumerate(genes["gene"]):
-                section = assemble(store, values[store.genes.index(gene)], 4)[window]
+                section = assemble(store, values[g], 4)[window]
                 if panel["key"] == "counts":
                     tops.append(max(1.0, float(np.percentile(section[mask], 99.5))))
                 info = {

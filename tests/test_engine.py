@@ -101,11 +101,39 @@ def test_streamed_tokens_give_the_same_model_as_resident_ones(preset, monkeypatc
     rechunk(preset, None)
     data = training.load_training_set(preset, RUN)
     resident = training.fit(data, preset.arm("E"), preset, 0)
-    monkeypatch.setattr(training, "CPU_TOKEN_BYTES", data.tokens.nbytes - 1)
+    monkeypatch.setattr(training, "CPU_BYTES", data.tokens.nbytes - 1)
     monkeypatch.setattr(training.TokenFiles, "load", None)
     streamed = training.fit(data, preset.arm("E"), preset, 0)
     assert history(resident) == history(streamed)
     assert same_state(resident.model, streamed.model)
+
+
+@pytest.mark.parametrize("keep", [1, 0.25])
+def test_streamed_counts_give_the_same_model_as_resident_ones(preset, monkeypatch, keep):
+    arm = {**LINEAR, "keep": keep, "bias": "gene-mean"}
+    now, run = changed(preset, {"X": arm}), Run(arm="X", test_patient="P5", seed=0)
+    data = training.load_training_set(now, run)
+    assert isinstance(data.counts, torch.Tensor)
+    resident = training.fit(data, now.arm("X"), now, 0)
+    monkeypatch.setattr(training, "CPU_BYTES", data.counts.nbytes - 1)
+    monkeypatch.setattr(training.CountFiles, "load", None)
+    files = training.load_training_set(now, run)
+    assert not isinstance(files.counts, torch.Tensor)
+    streamed = training.fit(files, now.arm("X"), now, 0)
+    assert history(resident) == history(streamed)
+    assert same_state(resident.model, streamed.model)
+
+
+def test_counts_above_255_are_read_whole(preset):
+    store = training.PatchStore(preset.store("P1"))
+    array = zarr.open_group(preset.store("P1"), mode="a")["counts"]
+    array[3, 1, 5, 5] = 300
+    files = training.CountFiles([store.counts])
+    every = files.load(torch.device("cpu"))
+    assert every[3, 1, 5, 5] == 300
+    np.testing.assert_array_equal(every, store.counts[:])
+    assert files.read(torch.tensor([2, 4])).dtype == torch.uint8
+    assert files.read(torch.tensor([2, 3])).equal(every[[2, 3]])
 
 
 def interrupted(monkeypatch, after: int, *arguments, **options) -> None:

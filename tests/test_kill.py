@@ -1,7 +1,8 @@
 """Whatever is killed, and whenever: the next start ends with the results of an undisturbed run.
 
 ``SPARSITY_TRAP_KILLS`` sets how often the chain of steps is killed (default 10), and
-``SPARSITY_TRAP_KILL_SEED`` at which moments.
+``SPARSITY_TRAP_KILL_SEED`` at which moments. Where it is set, the whole book is made too, and killed
+in analyses and while it is rendered, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -218,12 +219,26 @@ def with_target(folder: Path) -> Path:
     return folder
 
 
-def make(folder: Path) -> subprocess.Popen:
+def make(folder: Path, target: str = "runs") -> subprocess.Popen:
     env = {k: v for k, v in environment(folder).items() if k != "PYTHONPATH"}
     return subprocess.Popen(
-        ["make", "runs", "PRESET=tiny", "CORES=2", "GPUS=2"], cwd=folder, env=env, text=True,
+        ["make", target, "PRESET=tiny", "CORES=2", "GPUS=2"], cwd=folder, env=env, text=True,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def kill_while(process: subprocess.Popen, under_way: Callable[[], bool], delay: float) -> None:
+    """Kill a process and all that it started, some seconds after something has begun."""
+    while process.poll() is None and not under_way():
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    time.sleep(delay)
+    for number in descendants(process.pid):
+        try:
+            os.kill(number, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
 
 
 @pytest.mark.slow
@@ -232,17 +247,8 @@ def test_make_killed_and_started_again_twice_at_once(tmp_path, undisturbed):
     folder = with_target(copy_of_the_program(tmp_path / "a b'ü"))
     draw = random.Random(5)
     for glob in (PHASES["store"], PHASES["training"]):
-        process = make(folder)
-        while process.poll() is None and not any((folder / FOLDER).glob(glob)):
-            time.sleep(0.01)
-        assert process.poll() is None, process.communicate()
-        time.sleep(draw.random() / 4)
-        for number in descendants(process.pid):
-            try:
-                os.kill(number, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        process.communicate()
+        begun = functools.partial(any_file, folder / FOLDER, glob)
+        kill_while(make(folder), begun, draw.random() / 4)
     both = [make(folder), make(folder)]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -250,6 +256,47 @@ def test_make_killed_and_started_again_twice_at_once(tmp_path, undisturbed):
     lost = differences(content(folder), undisturbed())
     print(f"2 faults, {2 * (not lost)} recovered, {len(lost)} lost")
     assert lost == [] and half_written(folder) == []
+
+
+def any_file(folder: Path, glob: str) -> bool:
+    return any(folder.glob(glob))
+
+
+def pages(folder: Path) -> dict[str, bytes]:
+    """What a reader gets, but for times: names of all files, the numbers, tables and pictures."""
+    html = folder / "_build" / "html"
+    found = {str(path.relative_to(html)): b"" for path in html.rglob("*") if path.is_file()}
+    for path in html.rglob("*"):
+        if path.suffix in (".csv", ".png"):
+            found[str(path.relative_to(html))] = path.read_bytes()
+    found["numbers"] = (folder / FOLDER / "numbers.json").read_bytes()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SPARSITY_TRAP_KILLS" not in os.environ, reason="set SPARSITY_TRAP_KILLS")
+def test_book_killed_in_analyses_and_while_it_is_rendered(tmp_path):
+    """Each of these begins several seconds after the one before."""
+    moments = {
+        "progress/03_results": FOLDER, "progress/06_controls": FOLDER, "viewer": FOLDER,
+        ".executed.*.partial": Path("book"), "_build/.doctrees": Path(), "_build/html/*.html": Path(),
+    }  # fmt: skip
+    whole, killed = (copy_of_the_program(tmp_path / name) for name in ("whole", "killed"))
+    reference = make(whole, "book")
+    said = reference.communicate()[1]
+    assert reference.returncode == 0, said
+    draw, faults = random.Random(3), 0
+    for glob, place in moments.items():
+        process = make(killed, "book")
+        kill_while(process, functools.partial(any_file, killed / place, glob), draw.random())
+        faults += 1
+    process = make(killed, "book")
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    lost = differences(pages(killed), pages(whole))
+    print(f"{faults} faults, {faults * (not lost)} recovered, {len(lost)} lost")
+    assert lost == [] and half_written(killed) == []
+    assert not any((killed / "book").glob(".*.partial"))
 
 
 # --- leftovers, and folders that cannot be used ---------------------------------------------------

@@ -15,7 +15,8 @@ import torch
 import zarr
 from PIL import Image
 
-from sparsity_trap import figures, tables, viewers
+from sparsity_trap import figures, interactive, tables, viewers
+from sparsity_trap.effects import dial_curve
 from sparsity_trap.patches import PatchStore
 
 GENES = ["PIGR", "COL1A1", "A<B/&"]
@@ -439,8 +440,9 @@ def plot_page(tmp_path, table, monkeypatch) -> Path:
     (tmp_path / "_assets").mkdir()
     (tmp_path / "_assets" / "plotly.js").write_text(plotly_script(), encoding="utf8")
     genes = table.assign(delta_pcc_8um=[0.4, 0.85, 0.1])
-    plot = figures.sparsity_browser(genes, "simulated")
-    shown = figures.show(plot, "sparsity", gene_page="genes.html").data
+    sparsity, gain = ({name: genes[name]} for name in ("sparsity", "delta_pcc_8um"))
+    plot, _ = interactive.gene_scatter(genes, sparsity, gain, "simulated")
+    shown = interactive.show(plot, "sparsity", gene_page="genes.html").data
     head = '<!doctype html><meta charset="utf8"><title>t</title>'
     (folder / "page.html").write_text(head + shown)
     (folder / "genes.html").write_text(head)
@@ -462,6 +464,86 @@ def test_plot_is_drawn_and_a_click_opens_the_gene(driven, plot_page):
     driven.mouse("mousePressed", (x, y), button="left", clickCount=1)
     driven.mouse("mouseReleased", (x, y), button="left", clickCount=1)
     driven.wait("location.href.endsWith('genes.html#gene=PIGR')")
+
+
+def test_choice_of_an_arm_moves_the_points_and_names_the_axis(driven, tmp_path, table):
+    arms = {
+        name: pd.Series(values)
+        for name, values in {
+            "D": [0.1, 0.2, 0.3],
+            "E": [0.4, np.nan, 0.6],
+            "A": [0.7, 0.8, 0.9],
+        }.items()
+    }
+    up = {name: arms[name] for name in "EDA"}
+    plot, choices = interactive.gene_scatter(table, arms, up, "simulated", diagonal=True)
+    shown = interactive.show(plot, "arms", choices=choices).data
+    (tmp_path / "page.html").write_text(
+        f'<!doctype html><meta charset="utf8"><title>t</title>{shown}'
+    )
+    driven.open((tmp_path / "page.html").as_uri())
+    driven.wait("document.querySelectorAll('.points path').length === 2")  # one is undefined
+    lists = "[...document.querySelectorAll('.plot-choices label')]"
+    heading = f"{lists}.map((l) => l.firstChild.textContent + l.lastChild.value).join()"
+    assert driven.value(heading) == "HorizontalD,VerticalE"
+    driven.value(
+        f"{lists}[1].lastChild.value = 'A'; {lists}[1].lastChild.dispatchEvent(new Event('change'))"
+    )
+    driven.wait("document.querySelectorAll('.points path').length === 3")
+    drawn = driven.value("document.getElementById('plot-arms').data.map((t) => t.y[0]).join()")
+    by_category = arms["A"].set_axis(table["category"])
+    assert drawn == ",".join(str(by_category[t.name]) for t in plot.data)
+    title = "document.getElementById('plot-arms').layout.{}axis.title.text"
+    assert [driven.value(title.format(axis)) for axis in "xy"] == ["D", "A"]
+
+
+@pytest.mark.parametrize("kind", ["arms", "effects", "dials"])
+def test_first_choices_are_what_the_plot_shows(table, kind):
+    draw = np.random.default_rng(0)
+    if kind == "arms":
+        arms = {name: pd.Series(draw.random(3)) for name in "ABC"}
+        plot, choices = interactive.gene_scatter(table, arms, arms, "simulated")
+    elif kind == "effects":
+        low, effect, high = np.sort(draw.random((3, 2)), axis=0)
+        terms = pd.DataFrame({"term": ["a", "a:b"], "order": [1, 2], "p_value": 0.5})
+        terms = terms.assign(ci_low=low, effect=effect, ci_high=high)
+        other = terms.assign(effect=terms["effect"] / 2)
+        plot, choices = interactive.effects_browser({"PCC": terms, "SSIM": other}, "simulated")
+        assert plot.data[0].error_x.array == pytest.approx((high - effect)[::-1], abs=1e-6)
+    else:
+        rows = [
+            (keep, loss, gene, draw.random(), 0.1 * keep)
+            for keep in (1, 0.5) for loss in ("mse", "poisson") for gene in GENES
+        ]  # fmt: skip
+        columns = ["keep", "loss", "gene", "score", "mean_count"]
+        curve = dial_curve(pd.DataFrame(rows, columns=columns), n_boot=10)
+        categories = table.set_index("gene")["category"]
+        plot, choices = interactive.dial_browser({"thinned": curve}, categories, "simulated")
+        (line,) = (trace for trace in plot.data if trace.name == categories[GENES[1]])
+        gains = curve.gains[curve.gains["gene"] == GENES[1]].sort_values("keep")
+        assert line.y[:2] == pytest.approx(gains["delta"], abs=1e-6) and line.y[2] is None
+        assert line.x[:2] == pytest.approx([0.05, 0.1])
+    assert "SIMULATED DATA" in plot.layout.annotations[0].text
+    for entries in choices.values():
+        traces, layout = next(iter(entries.values()))
+        now = plot.to_dict()
+        for key, values in traces.items():
+            for trace, value in zip(now["data"], values, strict=True):
+                for part in key.split("."):
+                    trace = trace[part]
+                np.testing.assert_array_equal(
+                    np.array(trace, object), np.array(value, object), strict=False
+                )
+        for key, value in layout.items():
+            axis, _, _ = key.split(".")
+            assert now["layout"][axis]["title"]["text"] == value
+
+
+def test_browser_of_a_large_panel_holds_the_largest_changes(table, monkeypatch):
+    genes = table.assign(delta_pcc_8um=[0.1, -0.6, 0.3])
+    assert viewers.browsable(genes) is genes
+    monkeypatch.setattr(viewers, "MOST_GENES", 2)
+    assert viewers.browsable(genes)["gene"].tolist() == GENES[1:]
 
 
 def test_plot_says_so_where_the_browser_is_too_old(driven, plot_page):

@@ -23,9 +23,29 @@
     });
   }
 
+  /* A list for each choice, above the plot; an entry says what it sets in traces and layout. */
+  function offer(box, choices) {
+    const lists = Object.entries(choices).map(([heading, entries]) => {
+      const label = document.createElement("label");
+      const list = document.createElement("select");
+      entries.forEach(([name]) => list.add(new Option(name)));
+      list.addEventListener("change", () => {
+        window.Plotly.update(box, ...entries[list.selectedIndex][1]);
+      });
+      label.append(heading, list);
+      return label;
+    });
+    if (!lists.length) return;
+    const row = document.createElement("div");
+    row.className = "plot-choices";
+    row.append(...lists);
+    box.before(row);
+  }
+
   function draw(plot) {
     const box = document.getElementById(plot.id);
     box.textContent = "";
+    offer(box, plot.choices);
     window.Plotly.newPlot(box, plot.figure.data, plot.figure.layout, plot.config).then(() => {
       paint(box);
       new MutationObserver(() => paint(box)).observe(document.documentElement, {
