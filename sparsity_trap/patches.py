@@ -101,12 +101,14 @@ class PatchStore:
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def stripe_offset(self) -> np.ndarray:
-        """Log of each bin's row and column factor, float32 ``[N, 128, 128]``."""
-        rows, cols = np.log(self.row_factor[:]), np.log(self.col_factor[:])
-        span = np.arange(PATCH_BINS)
-        row, col = self.origin[:].T
-        return rows[row[:, None] + span][:, :, None] + cols[col[:, None] + span][:, None, :]
+    def stripe_offset(self, patch: int) -> np.ndarray:
+        """Log of the row and column factor of each bin of a patch, float32 ``[128, 128]``."""
+        row, col = self.origin[patch]
+        rows, cols = (
+            self.row_factor[row : row + PATCH_BINS],
+            self.col_factor[col : col + PATCH_BINS],
+        )
+        return np.add.outer(np.log(rows), np.log(cols))
 
 
 def write_store(

@@ -29,11 +29,11 @@ import sys
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 #: Tokens, or counts, larger than this stream on a CPU: several runs then share one copy in the page
 #: cache.
 CPU_BYTES = 2**30
-#: Share of a GPU's free memory that counts, and then tokens, may fill; the rest is for activations.
+#: Share of a GPU's free memory that maps, and then tokens, may fill; the rest is for activations.
 GPU_SHARE = 0.5
 #: Learning rate of the likelihood's own parameters (dispersion, zero inflation): a decoder's would
 #: leave them where they start.
@@ -122,51 +122,45 @@ class TokenFiles:
         return array[row, view]
 
 
-class CountFiles:
-    """Counts of several sections in their stores, read a patch at a time.
+class PatchFiles:
+    """Maps of the patches of several sections, read a patch at a time.
 
     Parameters
     ----------
-    arrays
-        Counts [N, G, 128, 128], one per section.
-    keep
-        Share of the UMIs that are kept, see `config.Arm`.
-    seed
-        Determines, with section and patch, which UMIs are kept.
+    sizes
+        Patches of each section.
+    read_patch
+        Gives a patch's map from the number of its section and its row there.
 
     Attributes
     ----------
     shape
-        [N of all sections, G, 128, 128].
+        [N of all sections, ...].
     nbytes
-        Size as uint8.
+        Size of all maps, as the first one is stored.
     """
 
-    def __init__(self, arrays: Sequence[zarr.Array], keep: float = 1, seed: int = 0):
-        self.arrays, self.keep, self.seed = list(arrays), keep, seed
-        self.ends = list(accumulate(array.shape[0] for array in arrays))
-        self.shape = (self.ends[-1], *arrays[0].shape[1:])
-        self.nbytes = math.prod(self.shape)
+    def __init__(self, sizes: Sequence[int], read_patch: Callable[[int, int], np.ndarray]):
+        self.ends, self.read_patch = list(accumulate(sizes)), read_patch
+        first = read_patch(0, 0)
+        self.shape = (self.ends[-1], *first.shape)
+        self.nbytes = self.ends[-1] * first.nbytes
 
     def read(self, patches: Tensor) -> Tensor:
-        """Counts [B, G, 128, 128] of B patches; uint8, or int32 where one exceeds 255."""
-        counts = np.stack([self._patch(patch) for patch in patches.tolist()])
-        return torch.from_numpy(counts.astype(np.uint8 if counts.max() < 256 else np.int32))
+        """Maps [B, ...] of B patches, in a type that holds them all."""
+        places = (_place(self.ends, patch) for patch in patches.tolist())
+        return torch.from_numpy(np.stack([self.read_patch(*place) for place in places]))
 
     def load(self, device: torch.device) -> Tensor:
-        """All counts, on a device."""
-        counts = torch.empty(self.shape, dtype=torch.uint8, device=device)
-        for patches in torch.arange(len(counts)).split(8):
+        """All maps, on a device."""
+        maps = torch.empty(0)
+        for patches in torch.arange(self.shape[0]).split(8):
             part = self.read(patches)
-            if part.dtype != torch.uint8:
-                counts = counts.to(part.dtype)
-            counts[patches[0] : patches[-1] + 1] = part.to(device)
-        return counts
-
-    def _patch(self, patch: int) -> np.ndarray:
-        section, row = _place(self.ends, patch)
-        counts = self.arrays[section][row]
-        return _thin(counts, self.keep, np.random.default_rng([self.seed, section, row]))
+            if not len(maps):
+                maps = torch.empty(self.shape, dtype=part.dtype, device=device)
+            maps = maps.to(torch.promote_types(maps.dtype, part.dtype))
+            maps[patches[0] : patches[-1] + 1] = part.to(device)
+        return maps
 
 
 def _place(ends: Sequence[int], patch: int) -> tuple[int, int]:
@@ -186,20 +180,23 @@ class TrainingSet:
     views
         (jitter, dihedral element) of each view.
     counts
-        uint8, or int32 where a count exceeds 255, [N, G, 128, 128]: a tensor, or files as above.
+        uint8, or int32 where a count exceeds 255, [N, G, 128, 128].
     mask
         bool [N, 128, 128], true in tissue.
     offset
         float32 [N, 128, 128], log exposure of each bin, or None where stripes are not modelled.
+
+    Counts, mask and offset are tensors, or files to stream from.
+
     validation
         bool [N], patches of the spatial blocks held out for selection.
     """
 
     tokens: Tensor | TokenFiles
     views: list[tuple[int, int]]
-    counts: Tensor | CountFiles
-    mask: Tensor
-    offset: Tensor | None
+    counts: Tensor | PatchFiles
+    mask: Tensor | PatchFiles
+    offset: Tensor | PatchFiles | None
     validation: Tensor
 
 
@@ -362,7 +359,7 @@ def validation_block(origin: np.ndarray, share: float, side: int) -> np.ndarray:
 def load_training_set(preset: Preset, run: Run) -> TrainingSet:
     """Read counts and masks of the patients that ``run`` trains on, and no other's.
 
-    Tokens, and counts of more than `CPU_BYTES`, are opened, not read. Where the arm keeps a share
+    Tokens, and maps of more than `CPU_BYTES`, are opened, not read. Where the arm keeps a share
     of the UMIs, the counts are thinned, validation blocks included, with draws that follow from the
     run's seed alone.
     """
@@ -377,13 +374,22 @@ def load_training_set(preset: Preset, run: Run) -> TrainingSet:
         )
     if len({store.genes for store in stores}) > 1:
         raise UserError("the training patients' stores hold different genes: rebuild them")
-    counts = CountFiles([store.counts for store in stores], preset.arm(run.arm).keep, run.seed)
+    keep = preset.arm(run.arm).keep
+
+    def counts(section: int, row: int) -> np.ndarray:
+        draw = np.random.default_rng([run.seed, section, row])
+        return _small(_thin(stores[section].counts[row], keep, draw))
+
+    def maps(read_patch: Callable[[int, int], np.ndarray]) -> Tensor | PatchFiles:
+        files = PatchFiles([len(store) for store in stores], read_patch)
+        return files.load(torch.device("cpu")) if files.nbytes <= CPU_BYTES else files
+
     return TrainingSet(
         tokens=TokenFiles(tokens),
         views=views,
-        counts=counts.load(torch.device("cpu")) if counts.nbytes <= CPU_BYTES else counts,
-        mask=torch.cat([torch.from_numpy(store.mask[:]) for store in stores]),
-        offset=torch.cat([torch.from_numpy(store.stripe_offset()) for store in stores])
+        counts=maps(counts),
+        mask=maps(lambda section, row: stores[section].mask[row]),
+        offset=maps(lambda section, row: stores[section].stripe_offset(row))
         if preset.training.stripe_offset
         else None,
         validation=torch.from_numpy(np.concatenate(blocks)),
@@ -422,6 +428,11 @@ def _thin(counts: np.ndarray, keep: float, draw: np.random.Generator) -> np.ndar
     positive = np.flatnonzero(thinned)
     thinned[positive] = draw.binomial(thinned[positive], keep)
     return thinned.reshape(counts.shape)
+
+
+def _small(counts: np.ndarray) -> np.ndarray:
+    """Counts in the smallest type that holds them: training moves them every step."""
+    return counts.astype(np.uint8 if counts.max() < 256 else np.int32)
 
 
 def fit(
@@ -487,7 +498,7 @@ def fit(
 
         history: list[dict[str, float]] = []
         best: dict[str, Tensor] = {}
-        key = _fingerprint(data, mean, std, arm, preset, seed) if checkpoint else ""
+        key = _fingerprint(data, mean, std, arm, preset, seed, fabric.device) if checkpoint else ""
         saved = fabric.broadcast(_load(checkpoint, key) if checkpoint and first else None)
         if saved:
             history, tensors = saved
@@ -573,40 +584,32 @@ def _build(
 
 def _gene_rate(data: TrainingSet, train: Tensor) -> Tensor:
     """Mean count per unit of exposure of a 2 µm tissue bin, float32 [G], over training patches."""
-    device = data.mask.device
+    device = data.counts.device if isinstance(data.counts, Tensor) else torch.device("cpu")
     count = torch.zeros(data.counts.shape[1], dtype=torch.float64, device=device)
     exposure = torch.zeros((), dtype=torch.float64, device=device)
-    pieces = train.split(8)
-    for patch, counts in zip(
-        pieces, _read(data.counts, [(p,) for p in pieces], device), strict=True
-    ):
-        place = patch.to(device)
-        mask = data.mask[place]
+    for counts, mask, offset in _maps(data, train.split(8), device):
         count += (counts * mask[:, None]).sum((0, 2, 3))
-        exposure += (mask if data.offset is None else mask * data.offset[place].exp()).sum()
+        exposure += (mask if offset is None else mask * offset.exp()).sum()
     # A gene never seen keeps a finite logarithm, that of half a count.
     return (count.clamp(min=0.5) / exposure).float().cpu()
 
 
 def _on_device(data: TrainingSet, device: torch.device) -> TrainingSet:
-    """Move masks and, where they fit, counts and tokens to the device."""
+    """Move all that fits to the device, maps before tokens."""
 
-    def fitting(values: Tensor | TokenFiles | CountFiles) -> Any:
+    def fitting(values: Any) -> Any:
         if isinstance(values, Tensor):
             return values.to(device)
-        return values.load(device) if values.nbytes <= _room(device) else values
+        return (
+            values.load(device) if values is not None and values.nbytes <= _room(device) else values
+        )
 
-    return replace(
-        data,
-        mask=data.mask.to(device),
-        offset=None if data.offset is None else data.offset.to(device),
-        counts=fitting(data.counts),
-        tokens=fitting(data.tokens),
-    )
+    names = ("mask", "offset", "counts", "tokens")
+    return replace(data, **{name: fitting(getattr(data, name)) for name in names})
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that tokens, or counts, may take."""
+    """Bytes that tokens, or maps of a kind, may take."""
     if device.type == "cuda":
         return GPU_SHARE * torch.cuda.mem_get_info(device)[0]
     return CPU_BYTES
@@ -630,11 +633,11 @@ def _channel_moments(
 
 
 def _read(
-    values: Tensor | TokenFiles | CountFiles,
+    values: Tensor | TokenFiles | PatchFiles,
     pieces: Sequence[tuple[Tensor, ...]],
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Tokens or counts of each piece, on the device.
+    """Tokens or maps of each piece, on the device.
 
     A piece has the patches [B] and, of tokens, the views [B], on the CPU.
     """
@@ -654,6 +657,16 @@ def _read(
             if number + _AHEAD < len(pieces):
                 ahead.append(pool.submit(read, *pieces[number + _AHEAD]))
             yield batch.to(device, non_blocking=True)
+
+
+def _maps(
+    data: TrainingSet, pieces: Sequence[Tensor], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Counts, mask and offset of the patches [B] of each piece, on the device."""
+    index = [(patches,) for patches in pieces]
+    counts, mask = (_read(values, index, device) for values in (data.counts, data.mask))
+    offset = repeat(None) if data.offset is None else _read(data.offset, index, device)
+    return zip(counts, mask, offset, strict=False)  # one of them may go on without end
 
 
 def _to(index: Tensor, device: torch.device) -> Tensor:
@@ -696,12 +709,13 @@ def _batches(
     ]
     side = data.counts.shape[-1]
     turns = _turns(side).to(device)
-    place = _to(patches, device)
     element = _to(torch.tensor([turn for _, turn in data.views])[views], device)
     tokens = _read(data.tokens, [(patches[part], views[part]) for part in own], device)
-    counts = _read(data.counts, [(patches[part],) for part in own], device)
-    for batch, part, idle, own_tokens, own_counts in zip(
-        whole, own, empty, tokens, counts, strict=True
+    maps = _maps(data, [patches[part] for part in own], device)
+    # Of a batch that several processes share, each needs the number of bins.
+    masks = _read(data.mask, [(patches[batch],) for batch in whole if ranks > 1], device)
+    for batch, part, idle, own_tokens, (counts, mask, offset) in zip(
+        whole, own, empty, tokens, maps, strict=True
     ):
         index = turns[element[part]]
 
@@ -712,12 +726,12 @@ def _batches(
 
         shares = None
         if ranks > 1:
-            shares = _shares(arm, data.mask[place[part]], data.mask[place[batch]]) * (not idle)
+            shares = _shares(arm, mask, next(masks)) * (not idle)
         yield _Batch(
             own_tokens,
-            turned(own_counts),
-            turned(data.mask[place[part]]),
-            None if data.offset is None else turned(data.offset[place[part]]),
+            turned(counts),
+            turned(mask),
+            None if offset is None else turned(offset),
             shares,
             batch.stop - batch.start,
         )
@@ -913,17 +927,23 @@ def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
 
 
 def _fingerprint(
-    data: TrainingSet, mean: Tensor, std: Tensor, arm: Arm, preset: Preset, seed: int
+    data: TrainingSet,
+    mean: Tensor,
+    std: Tensor,
+    arm: Arm,
+    preset: Preset,
+    seed: int,
+    device: torch.device,
 ) -> str:
     """Digest of all that determines a run: settings, counts, masks, and moments of the tokens."""
     settings = [as_json(part) for part in (arm, preset.training, preset.decoder)]
     digest = hashlib.sha256("\n".join([*settings, str(seed), torch.__version__]).encode())
-    for values in (data.mask, data.offset, data.validation, mean, std):
-        if values is not None:
-            digest.update(values.cpu().contiguous().numpy().data)
-    pieces = torch.arange(len(data.mask)).split(8)
-    for counts in _read(data.counts, [(piece,) for piece in pieces], data.mask.device):
-        digest.update(counts.int().cpu().numpy().data)
+    for values in (data.validation, mean, std):
+        digest.update(values.numpy().data)
+    for counts, *maps in _maps(data, torch.arange(len(data.validation)).split(8), device):
+        for part in (counts.int(), *maps):
+            if part is not None:
+                digest.update(part.cpu().numpy().data)
     return digest.hexdigest()
 
 

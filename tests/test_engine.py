@@ -109,31 +109,28 @@ def test_streamed_tokens_give_the_same_model_as_resident_ones(preset, monkeypatc
 
 
 @pytest.mark.parametrize("keep", [1, 0.25])
-def test_streamed_counts_give_the_same_model_as_resident_ones(preset, monkeypatch, keep):
-    arm = {**LINEAR, "keep": keep, "bias": "gene-mean"}
-    now, run = changed(preset, {"X": arm}), Run(arm="X", test_patient="P5", seed=0)
+def test_streamed_maps_give_the_same_model_as_resident_ones(preset, monkeypatch, keep):
+    now = changed(preset, {"X": {**LINEAR, "keep": keep, "bias": "gene-mean"}}, stripe_offset=True)
+    run = Run(arm="X", test_patient="P5", seed=0)
     data = training.load_training_set(now, run)
-    assert isinstance(data.counts, torch.Tensor)
+    assert all(isinstance(maps, torch.Tensor) for maps in (data.counts, data.mask, data.offset))
     resident = training.fit(data, now.arm("X"), now, 0)
-    monkeypatch.setattr(training, "CPU_BYTES", data.counts.nbytes - 1)
-    monkeypatch.setattr(training.CountFiles, "load", None)
+    monkeypatch.setattr(training, "CPU_BYTES", 0)
+    monkeypatch.setattr(training.PatchFiles, "load", None)
     files = training.load_training_set(now, run)
-    assert not isinstance(files.counts, torch.Tensor)
+    assert not any(isinstance(m, torch.Tensor) for m in (files.counts, files.mask, files.offset))
+    assert files.counts.nbytes == data.counts.nbytes
     streamed = training.fit(files, now.arm("X"), now, 0)
     assert history(resident) == history(streamed)
     assert same_state(resident.model, streamed.model)
 
 
 def test_counts_above_255_are_read_whole(preset):
-    store = training.PatchStore(preset.store("P1"))
-    array = zarr.open_group(preset.store("P1"), mode="a")["counts"]
-    array[3, 1, 5, 5] = 300
-    files = training.CountFiles([store.counts])
-    every = files.load(torch.device("cpu"))
-    assert every[3, 1, 5, 5] == 300
-    np.testing.assert_array_equal(every, store.counts[:])
-    assert files.read(torch.tensor([2, 4])).dtype == torch.uint8
-    assert files.read(torch.tensor([2, 3])).equal(every[[2, 3]])
+    zarr.open_group(preset.store("P1"), mode="a")["counts"][3, 1, 5, 5] = 300
+    counts = training.load_training_set(preset, RUN).counts
+    assert counts.dtype == torch.int32 and counts[3, 1, 5, 5] == 300
+    stored = [training.PatchStore(preset.store(patient)).counts[:] for patient in ("P1", "P2")]
+    np.testing.assert_array_equal(counts, np.concatenate(stored))
 
 
 def interrupted(monkeypatch, after: int, *arguments, **options) -> None:

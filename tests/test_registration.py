@@ -69,7 +69,7 @@ def test_offset_of_a_patch_is_the_log_of_its_rows_and_columns():
     store = object.__new__(PatchStore)
     store.row_factor, store.col_factor = np.exp(np.arange(300.0)), np.exp(np.arange(300.0) / 1000)
     store.origin = np.array([[128, 0], [0, 128]])
-    offset = store.stripe_offset()
+    offset = np.stack([store.stripe_offset(patch) for patch in range(2)])
     assert offset.shape == (2, 128, 128)
     assert offset[0, 3, 5] == pytest.approx(131 + 0.005)
     assert offset[1, 3, 5] == pytest.approx(3 + 0.133)
