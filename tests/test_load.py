@@ -225,9 +225,11 @@ def cohort(folder: Path, number: int) -> dict[str, float]:
 def test_memory_does_not_grow_with_the_cohort(tmp_path):
     for i in range(30):
         write_section(tmp_path / "sections" / f"S{i}", list(PANEL), 288, seed=i)
-    few, many = (child("cohort", tmp_path, number) for number in (3, 30))
+    # Fewer than ten would not fill what is read ahead.
+    few, many = (child("cohort", tmp_path, number) for number in (10, 30))
     assert many["encoded"] < few["encoded"] + 30
-    assert many["trained"] < few["trained"] + 60
+    counts = 20 * 4 * len(PANEL) * 128**2 / 2**20  # of the other sections, 62 MB
+    assert many["trained"] < few["trained"] + 0.7 * counts
 
 
 def panel(folder: Path, number: int) -> dict[str, float]:
