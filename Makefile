@@ -19,6 +19,7 @@ GPUS ?= $(if $(PROFILE),1000,$(if $(shell command -v nvidia-smi),1,$(CORES)))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TORCH = $(shell grep '^torch==' requirements.lock.txt)
 LAB_STAMP := $(VENV)/.installed-lab
 
 export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
@@ -40,15 +41,18 @@ help:  ## list the targets
 env: $(STAMP)  ## create the environment from the lock, in .venv
 
 # Without an NVIDIA driver, torch's own index offers a build without CUDA, several GB smaller; where
-# that index cannot be reached, pip takes what the configured indexes have.
+# that index cannot be reached, pip takes what the configured indexes have, which needs CUDA's
+# libraries beside it.
 $(STAMP): requirements.lock.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "[1/3] creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^uv==' requirements.lock.txt)
 	@echo "[2/3] installing torch"
-	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(shell grep '^torch==' requirements.lock.txt) \
+	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(TORCH) \
 		$(if $(shell command -v nvidia-smi),,--no-deps --extra-index-url https://download.pytorch.org/whl/cpu)
+	@$(BIN)/python -m pip list --format=freeze --disable-pip-version-check | grep -q '^torch==.*+cpu' || \
+		$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(TORCH)
 	@echo "[3/3] installing the locked packages"
 	@grep -v '^torch==' requirements.lock.txt > $(VENV)/requirements.txt
 	@$(BIN)/uv pip install --python $(BIN)/python --no-deps -r $(VENV)/requirements.txt

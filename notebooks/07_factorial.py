@@ -39,7 +39,10 @@ table = scores.assign(score=scores["pcc_8um"])
 factorial = comparisons.factorial(table)
 note = ""
 if factorial:
-    note = f"{factorial.n_genes} genes, {factorial.n_patients} test patient(s). {factorial.note}"
+    patients = (
+        "one test patient" if factorial.n_patients == 1 else f"{factorial.n_patients} test patients"
+    )
+    note = f"{factorial.n_genes} genes, {patients}. {factorial.note}"
 Markdown(note)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-factorial", "caption": "Main effects (black) and two-way interactions (grey) of loss, link and bias on the per-gene PCC at 8 µm. The reference is MSE with softplus and the published bias."}, "image": {"alt": "Effects of the factorial with their intervals"}}
@@ -116,7 +119,8 @@ control_figures.gradient_shares(shares_of_genes, settings.source)
 
 # %% tags=["remove-input"]
 toy = mechanism.toy_minimisers().assign(
-    error=lambda t: t["relative_error"].map("{:+.1%}".format), steps=lambda t: t["steps"].map(str)
+    error=lambda t: t["relative_error"].round(3).add(0).map("{:.1%}".format).str.replace("-", "−"),
+    steps=lambda t: t["steps"].map(str),
 )
 toy = toy.pivot(index=["loss", "link"], columns="rate", values=["error", "steps"])
 tables.show(toy.rename(columns={"error": "minimiser against the mean count"}), index=True)

@@ -33,6 +33,18 @@ def not_trained(what: str) -> Figure:
     return figure
 
 
+def term_name(term: str) -> str:
+    """A term of the factorial in words."""
+    names = {
+        "loss=mse-log1p": "MSE on log1p",
+        "loss=poisson": "Poisson",
+        "loss=nb": "NB",
+        "link=exp": "exp",
+        "bias=gene-mean": "gene means",
+    }
+    return " × ".join(names.get(part, part) for part in term.split(" x "))
+
+
 def effects_forest(effects: pd.DataFrame, source: str) -> Figure:
     """Main effects and two-way interactions with their 95 % intervals.
 
@@ -53,7 +65,7 @@ def effects_forest(effects: pd.DataFrame, source: str) -> Figure:
             rows["effect"], rows.index, xerr=spread, fmt="o", ms=4, lw=1.2, color=colour, capsize=0
         )
     axis.axvline(0, **_NULL)
-    axis.set_yticks(shown.index, [_term(term) for term in shown["term"]])
+    axis.set_yticks(shown.index, [term_name(term) for term in shown["term"]])
     axis.set_ylim(-0.7, len(shown) - 0.3)
     axis.set_xlabel("effect on PCC at 8 µm (95 % interval over genes)")
     return mark(figure, source, effects)
@@ -232,17 +244,6 @@ def category_legend(axis: Axes, categories: pd.Series) -> None:
     for name in dict.fromkeys(categories):
         axis.scatter([], [], s=14, color=CATEGORY_COLOURS[name], label=name)
     axis.legend(loc="upper left", fontsize=6.5, handletextpad=0.2)
-
-
-def _term(term: str) -> str:
-    names = {
-        "loss=mse-log1p": "MSE on log1p",
-        "loss=poisson": "Poisson",
-        "loss=nb": "NB",
-        "link=exp": "exp",
-        "bias=gene-mean": "gene means",
-    }
-    return " × ".join(names.get(part, part) for part in term.split(" x "))
 
 
 def _setting(name: str, value: float) -> str:

@@ -343,17 +343,21 @@ def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, sour
 
 
 def _name_farthest(axis: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
-    """Name the six points farthest from the median, but for names that would overlap."""
-    taken: dict[str, list[float]] = {"left": [], "right": []}
-    gap = 0.035 * np.ptp(y)
+    """Name the six points farthest from the median, but for names that would cover something."""
+    taken: list[tuple[float, float, float]] = []  # left, right and height of a name
+    gap, letter = 0.035 * np.ptp(y), 0.02 * np.ptp(x)
     for i in np.argsort(-np.abs(y - np.median(y)))[:6]:
-        for side, shift in (("left", 5), ("right", -5)):
-            if all(abs(y[i] - other) > gap for other in taken[side]):
+        width = letter * (len(names[i]) + 1)
+        for side, shift, left in (("left", 5, x[i]), ("right", -5, x[i] - width)):
+            right = left + width
+            covered = (x > left) & (x < right) & (np.abs(y - y[i]) < gap / 2) & (x != x[i])
+            apart = (left > r or right < a or abs(y[i] - at) > gap for a, r, at in taken)
+            if not covered.any() and all(apart):
                 axis.annotate(
                     names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
                     ha=side, va="center", fontsize=6.5, style="italic",
                 )  # fmt: skip
-                taken[side].append(y[i])
+                taken.append((left, right, y[i]))
                 break
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sparsity_trap.control_figures import term_name
 from sparsity_trap.effects import DialCurve
 from sparsity_trap.figures import CATEGORY_COLOURS, MARKS
 
@@ -79,9 +80,10 @@ def gene_scatter(
         )
     line = {"color": "#888888", "width": 1}
     if diagonal:
-        values = np.concatenate([v for values in axes.values() for v in values.values()])
-        ends = {"x0": np.nanmin(values), "x1": np.nanmax(values)}
-        figure.add_shape(type="line", **ends, y0=ends["x0"], y1=ends["x1"], line=line)
+        # Where both axes have values, so that the line widens neither.
+        every = [np.concatenate(list(values.values())) for values in axes.values()]
+        low, high = max(map(np.nanmin, every)), min(map(np.nanmax, every))
+        figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=line)
     else:
         figure.add_hline(y=0, line=line)
     headings = {"x": "Horizontal", "y": "Vertical"}
@@ -126,7 +128,7 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
     first = points(table)
     figure.add_scatter(
         x=first["x"],
-        y=[term.replace(":", " × ") for term in table["term"]],
+        y=[term_name(term) for term in table["term"]],
         mode="markers",
         showlegend=False,
         marker={"color": np.where(table["order"] == 1, "#1F6F8B", "#8A8A8A").tolist(), "size": 9},
@@ -186,7 +188,9 @@ def dial_browser(
         return {"x": x, "y": y, "customdata": custom}
 
     first = next(iter(dials.values()))
-    figure = _figure(source, "mean count of the gene per bin that the loss sees", "gain in PCC")
+    figure = _figure(
+        source, "mean count of the gene per bin that the loss sees", "gain in PCC, Poisson − MSE"
+    )
     figure.update_xaxes(type="log")
     present = [c for c in CATEGORY_COLOURS if (categories == c).any()]
     for category in present:
@@ -199,6 +203,7 @@ def dial_browser(
             name=category,
             line={"color": CATEGORY_COLOURS[category], "width": 1},
             marker={"size": 6},
+            opacity=0.7,
             hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]:g}<br>mean count %{x:.3g}<br>"
             "gain %{y:+.3f}<extra></extra>",
         )

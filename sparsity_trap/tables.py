@@ -49,6 +49,8 @@ TITLES = {
     "d2": "D²",
     "auprc": "AUPRC",
     "mse": "MSE",
+    "mse-log1p": "MSE on log1p",
+    "poisson": "Poisson",
     "spearman_8um": "Spearman 8 µm",
     "deviance": "Poisson deviance",
     "moran_truth": "Moran's I, counts",
