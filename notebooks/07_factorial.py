@@ -54,7 +54,7 @@ figure
 
 # %% [markdown]
 # :::{when} factorial.poisson.effect
-# The same effects on other scores:
+# The same effects on other scores, with 95 % intervals over genes:
 # :::
 
 # %% tags=["remove-input"]

@@ -124,7 +124,7 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
         }
 
     name, table = next(iter(shown.items()))
-    figure = _figure(source, f"effect on {name} (95 % interval over genes)", "")
+    figure = _figure(source, f"effect on {name}", "")
     first = points(table)
     figure.add_scatter(
         x=first["x"],
@@ -144,13 +144,14 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
         "p = %{customdata[2]:.2g}<extra></extra>",
     )
     figure.add_vline(x=0, line={"color": "#888888", "width": 1})
+    figure.update_xaxes(nticks=5)
     figure.update_yaxes(automargin=True)
     figure.update_layout(height=130 + 24 * len(table))
     return figure, {
         "Score": {
             name: (
                 {key: [value] for key, value in points(table).items()},
-                {"xaxis.title.text": f"effect on {name} (95 % interval over genes)"},
+                {"xaxis.title.text": f"effect on {name}"},
             )
             for name, table in shown.items()
         }
@@ -292,10 +293,9 @@ def _figure(source: str, across: str, up: str) -> Figure:
         legend={"orientation": "h", "y": -0.2},
     )
     if source in MARKS:
-        figure.add_annotation(
-            text=MARKS[source], xref="paper", yref="paper", x=0, y=1, showarrow=False,
-            xanchor="left", yanchor="bottom", font={"size": 10, "color": "#A32020"},
-        )  # fmt: skip
+        # At the left edge, where the buttons of a narrow plot do not cover it.
+        font = {"size": 10, "color": "#D64545"}  # on a light ground and on a dark one
+        figure.update_layout(title={"text": MARKS[source], "font": font, "x": 0, "y": 0.99})
     return figure
 
 

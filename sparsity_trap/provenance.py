@@ -25,10 +25,18 @@ _PACKAGES = (
 
 
 def commit() -> str:
-    """Short commit of the checkout, with ``-dirty`` when files were changed; "unknown" outside git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
+    """Short commit of the checkout, with ``-dirty`` when files were changed; "unknown" outside git.
+
+    New measurements among the benchmarks' results change nothing.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":(exclude)results/bench")
+        return git("describe", "--always", "--abbrev=10") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

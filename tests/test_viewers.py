@@ -523,7 +523,7 @@ def test_first_choices_are_what_the_plot_shows(table, kind):
         gains = curve.gains[curve.gains["gene"] == GENES[1]].sort_values("keep")
         assert line.y[:2] == pytest.approx(gains["delta"], abs=1e-6) and line.y[2] is None
         assert line.x[:2] == pytest.approx([0.05, 0.1])
-    assert "SIMULATED DATA" in plot.layout.annotations[0].text
+    assert "SIMULATED DATA" in plot.layout.title.text
     for entries in choices.values():
         traces, layout = next(iter(entries.values()))
         now = plot.to_dict()
