@@ -238,12 +238,16 @@ class Slide:
 
             def along(axis: int, planes: np.ndarray, dtype: np.dtype) -> np.ndarray:
                 place = numbers(planes, dtype)
-                if place.size and not 0 <= place.min() <= place.max() < self.array_shape[axis]:
+                outside = place.size and (
+                    place.max() >= self.array_shape[axis]
+                    or (place.dtype.kind != "u" and place.min() < 0)
+                )
+                if outside:
                     raise UserError(
                         f"{path}: a bin lies outside the grid of {rows} x {cols} bins in "
                         f"tissue_positions.parquet: {_PAIR}"
                     )
-                return place.astype(np.int32)
+                return place
 
             def readers(group: h5py.Group, length: int) -> list[Callable[[int, int], np.ndarray]]:
                 members = group["row"], group["col"]
@@ -276,15 +280,16 @@ class Slide:
                 with _open_matrix(self.matrix_path) as matrix:
                     _, listed = _listed_bins(matrix["barcodes"], self.array_shape, path)
 
-            def column(features: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-                if not features:
+            def entries(group: h5py.Group) -> tuple[np.ndarray, ...]:
+                length = len(group["data"])
+                row, col = (read(0, length) for read in readers(group, length))
+                return row, col, _small(reader(group["data"])(0, length), path)
+
+            def column(groups: list[h5py.Group]) -> tuple[np.ndarray, np.ndarray]:
+                if not groups:
                     return np.empty(0, np.int32), np.empty(0, np.uint16)
-                found = (
-                    (read_row(0, length), read_col(0, length), _small(read_value(0, length), path))
-                    for length, read_row, read_col, read_value in features
-                )
-                row, col, value = map(joined, zip(*found, strict=True))
-                bins, values = in_order(row, col, value, cols)
+                found = zip(*map(entries, groups), strict=True)
+                bins, values = in_order(*map(joined, found), cols)
                 # In parts, as numpy makes 64-bit indices of all bins it is given.
                 parts = np.array_split(bins, len(bins) // _BLOCK + 1)
                 kept = joined([listed.take(part) for part in parts])
@@ -297,11 +302,8 @@ class Slide:
             for feature in np.flatnonzero(column_of >= 0):
                 group = maps.get(str(feature))
                 if group is not None:
-                    data = group["data"]
-                    columns[column_of[feature]].append(
-                        (len(data), *readers(group, len(data)), reader(data))
-                    )
-                    bound += len(data)
+                    columns[column_of[feature]].append(group)
+                    bound += len(group["data"])
             return self._assemble((partial(column, c) for c in columns), bound, path)
 
     def _assemble(
@@ -754,9 +756,12 @@ def in_order(
     if not len(values):
         return np.empty(0, np.int32), values
     # Two transpositions are a radix sort, several times as fast as one that compares.
-    grid = sp.coo_array((values, (row, col)), shape=(int(row.max()) + 1, width))
+    grid = sp.coo_array((int(row.max()) + 1, width), dtype=values.dtype)
+    # Set one by one: scipy would check each place once more.
+    grid.coords, grid.data = (row.astype(np.int32), col.astype(np.int32)), values
     grid.has_canonical_format = True  # or scipy compares after all
-    grid = grid.tocsc().tocsr()
+    grid = grid.tocsc()
+    grid = grid.tocsr()  # in a line of its own, which gives the first one's memory back
     bins, values = grid.indices, grid.data
     bins += np.repeat(np.arange(grid.shape[0], dtype=np.int32) * width, np.diff(grid.indptr))
     again = bins[1:] == bins[:-1]
