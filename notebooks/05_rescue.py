@@ -17,7 +17,7 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import figures, interactive, published, results, stats, steps, tables
+from sparsity_trap import figures, published, results, stats, steps, tables
 from sparsity_trap.cohort import open_preset
 from sparsity_trap.genes import in_panel
 
@@ -27,7 +27,7 @@ genes = stats.gene_table(mse.genes, poisson.genes)
 store = steps.store(settings, settings.main_patient)
 
 # %% [markdown]
-# The gene that gains most from D to E in this run is {val}`delta.best_gene` ({val}`delta.best_gain:+.3f` in PCC at 8 µm).
+# The gene that gains most from D to E in this run is {val}`delta.best_gene` ({val}`delta.best_gain:+.3f` in PCC at 8 µm). All genes can be seen on the section in the [browser](05b_browser), with panels that move together and a slider between two of them.
 #
 # ## Whole sections
 #
@@ -52,15 +52,6 @@ figures.rescue_panels(store, shown, mse.predictions, poisson.predictions, genes)
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-largest", "caption": "The four genes with the largest gain in PCC at 8 µm in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of the four genes with the largest gain"}}
 largest = genes.nlargest(4, "delta_pcc_8um")["gene"].tolist()
 figures.rescue_panels(store, largest, mse.predictions, poisson.predictions, genes)
-
-# %% [markdown]
-# Every gene: a rescue lies at the left, where arm D predicts nothing, and high. A click opens the gene in the [browser](05b_browser), where its maps can be laid over each other.
-
-# %% tags=["remove-input"]
-across = {"PCC 8 µm of arm D": genes["pcc_8um_mse"]}
-up = {"gain in PCC 8 µm, E − D": genes["delta_pcc_8um"]}
-plot, choices = interactive.gene_scatter(genes, across, up, settings.source)
-interactive.show(plot, "rescues", gene_page="05b_browser.html", choices=choices)
 
 # %% [markdown]
 # ## Beside the published values

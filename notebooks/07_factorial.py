@@ -102,7 +102,7 @@ control_figures.bin_weights()
 
 # %% [markdown]
 # In the decoder that all genes share, this becomes a matter between genes. Below, the share of each gene in the squared gradient that reaches it, before training and at the chosen checkpoint; the horizontal line is an equal share.
-# Near a solution residuals are count noise, of size √λ, so theory expects shares that grow as $\lambda^3$ under MSE and as $\lambda$ under Poisson, with the exp link. Far from it the residual is the error of the start: arm D begins at
+# Near a solution residuals are count noise, of size √λ, so theory expects shares that grow as λ³ under MSE and as λ under Poisson, with the exp link. Far from it the residual is the error of the start: arm D begins at
 # 0.69 counts per bin for every gene, nearly all of it excess, and shares are nearly equal. Each panel's title gives the exponent fitted to its genes.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gradient", "caption": "Share of each gene in the squared gradient of the shared decoder against its mean count, for the same tokens."}, "image": {"alt": "Scatter of gradient share against mean count, per arm and moment"}}

@@ -17,6 +17,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from sparsity_trap.binning import bin_mask, bin_sum
@@ -75,13 +76,33 @@ class Exhibit(Figure):
     ----------
     data
         The numbers that are drawn, kept in the notebook beside the picture; None for maps.
+    tissue
+        Whether it shows tissue. It is then a JPEG, else a PNG of 256 colours: each the smaller one.
     """
 
     data: pd.DataFrame | None = None
+    tissue: bool = False
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
+        if self.tissue:
+            return None
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png")
+        with Image.open(drawn) as image:
+            # The method that keeps the colours of small things, such as letters.
+            palette = image.convert("RGB").quantize(
+                method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            )
+        palette.save(small, format="png", optimize=True)
+        return small.getvalue()
+
+    def _repr_jpeg_(self) -> bytes | None:
+        if not self.tissue:
+            return None
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
+        # Colours at full resolution, or letters would blur.
+        options = {"quality": 85, "subsampling": 0, "optimize": True}
+        self.savefig(buffer, format="jpeg", pil_kwargs=options)
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, **_options: object) -> dict[str, str]:
@@ -90,8 +111,16 @@ class Exhibit(Figure):
         return {"text/csv": self.data.to_csv(index=False, float_format="%.6g")}
 
 
-def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options):
+def _subplots(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    figsize: tuple[float, float],
+    tissue: bool = False,
+    **options,
+):
     figure = Exhibit(figsize=figsize)
+    figure.tissue = tissue
     return figure, figure.subplots(rows, columns, **options)
 
 
@@ -113,7 +142,7 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
 def section_overview(store: PatchStore) -> Figure:
     """H&E, counts per 8 µm bin, and both laid over each other with the patches outlined."""
     image, total = store.overview[:], store.total[:].astype(float)
-    figure, axes = _subplots(1, 3, figsize=(10, 3.6))
+    figure, axes = _subplots(1, 3, figsize=(10, 3.6), tissue=True)
     top = np.percentile(total[total > 0], 99.5) if total.any() else 1
     for axis in axes:
         axis.set_axis_off()
@@ -137,7 +166,11 @@ def patch_gallery(store: PatchStore, genes: Sequence[str], number: int = 3) -> F
     """Patches spread over the section: image, tissue mask and counts of some genes at 2 µm."""
     chosen = np.linspace(0, len(store) - 1, number).astype(int)
     figure, axes = _subplots(
-        number, 2 + len(genes), figsize=(1.75 * (2 + len(genes)), 1.8 * number), squeeze=False
+        number,
+        2 + len(genes),
+        figsize=(1.75 * (2 + len(genes)), 1.8 * number),
+        tissue=True,
+        squeeze=False,
     )
     for row, patch in zip(axes, chosen, strict=True):
         row[0].imshow(store.images[patch])
@@ -168,7 +201,7 @@ def registration_check(store: PatchStore, shift: Shift) -> Figure:
         for v, n in zip((row, col), total.shape, strict=True)
     )
     window = slice(row, row + side), slice(col, col + side)
-    figure, axes = _subplots(1, 3, figsize=(9.4, 3.3), width_ratios=(1, 1, 1.15))
+    figure, axes = _subplots(1, 3, figsize=(9.4, 3.3), tissue=True, width_ratios=(1, 1, 1.15))
     smooth = gaussian_filter(total[window], 0.8)
     levels = np.quantile(smooth[smooth > 0], (0.5, 0.8)) if (smooth > 0).any() else [0.5, 1]
     axes[0].imshow(image[window])
@@ -261,6 +294,7 @@ def collapse_and_recovery(
         Gene of the upper row.
     """
     figure = Exhibit(figsize=(9.4, 6.4))
+    figure.tissue = True
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     index = store.genes.index(gene)
     patch = _richest_patch(store, index)
@@ -432,7 +466,9 @@ def section_panels(
     store: PatchStore, genes: Sequence[str], mse: np.ndarray, poisson: np.ndarray
 ) -> Figure:
     """Whole section at 8 µm: H&E, counts, MSE and Poisson, one colour scale per gene."""
-    figure, axes = _subplots(len(genes), 4, figsize=(9.4, 2.35 * len(genes)), squeeze=False)
+    figure, axes = _subplots(
+        len(genes), 4, figsize=(9.4, 2.35 * len(genes)), tissue=True, squeeze=False
+    )
     image = store.overview[:]
     mask = assemble(store, bin_mask(store.mask[:], 4).astype(np.float32), 4) > 0.5
     for row, gene in zip(axes, genes, strict=True):
@@ -453,7 +489,9 @@ def rescue_panels(
     table: pd.DataFrame,
 ) -> Figure:
     """The patch richest in each gene at 8 µm, titled with the gene's scores on the whole section."""
-    figure, axes = _subplots(len(genes), 4, figsize=(8.6, 2.25 * len(genes)), squeeze=False)
+    figure, axes = _subplots(
+        len(genes), 4, figsize=(8.6, 2.25 * len(genes)), tissue=True, squeeze=False
+    )
     scores = table.set_index("gene")
     data = []
     for row, gene in zip(axes, genes, strict=True):

@@ -363,6 +363,7 @@ def load_training_set(preset: Preset, run: Run) -> TrainingSet:
     of the UMIs, the counts are thinned, validation blocks included, with draws that follow from the
     run's seed alone.
     """
+    keep = preset.arm(run.arm).keep
     stores, tokens, blocks = [], [], []
     for index, patient in enumerate(preset.training_patients(run.test_patient)):
         store = PatchStore(preset.store(patient))
@@ -374,7 +375,6 @@ def load_training_set(preset: Preset, run: Run) -> TrainingSet:
         )
     if len({store.genes for store in stores}) > 1:
         raise UserError("the training patients' stores hold different genes: rebuild them")
-    keep = preset.arm(run.arm).keep
 
     def counts(section: int, row: int) -> np.ndarray:
         draw = np.random.default_rng([run.seed, section, row])

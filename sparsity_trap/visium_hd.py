@@ -288,8 +288,8 @@ class Slide:
             def column(groups: list[h5py.Group]) -> tuple[np.ndarray, np.ndarray]:
                 if not groups:
                     return np.empty(0, np.int32), np.empty(0, np.uint16)
-                found = zip(*map(entries, groups), strict=True)
-                bins, values = in_order(*map(joined, found), cols)
+                row, col, value = map(joined, zip(*map(entries, groups), strict=True))
+                bins, values = in_order(row, col, value, cols)
                 # In parts, as numpy makes 64-bit indices of all bins it is given.
                 parts = np.array_split(bins, len(bins) // _BLOCK + 1)
                 kept = joined([listed.take(part) for part in parts])

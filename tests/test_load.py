@@ -280,7 +280,8 @@ def panel(folder: Path, number: int) -> dict[str, float]:
         figures.rescue_panels(store, names[:4], *predictions, genes),
         control_figures.gradient_shares(shares, "spaceranger"),
     ]
-    assert all(len(figure._repr_png_()) > 10_000 for figure in drawn)
+    pictures = [figure._repr_jpeg_() or figure._repr_png_() for figure in drawn]
+    assert all(len(picture) > 10_000 for picture in pictures)
     scores = {"gain": genes["delta_pcc_8um"]}
     interactive.gene_scatter(genes, scores, scores, "spaceranger")[0].to_json()
     peaks["figures"] = peak_mb()

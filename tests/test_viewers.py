@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -450,6 +451,28 @@ def plot_page(tmp_path, table, monkeypatch) -> Path:
         f"{head}<script>delete window.DecompressionStream</script>{shown}"
     )
     return folder / "page.html"
+
+
+@pytest.mark.parametrize("tissue", [True, False])
+def test_figures_of_tissue_are_jpegs_and_others_pngs_with_a_white_ground(tissue):
+    figure = figures.Exhibit(figsize=(3, 2))
+    axis = figure.subplots()
+    axis.imshow(np.linspace(0, 1, 900).reshape(30, 30), cmap="cividis")
+    for x, colour in enumerate(figures.CATEGORY_COLOURS.values()):
+        axis.plot(x, x, "o", ms=3, color=colour)
+    figure.tissue = tissue
+    png, jpeg = figure._repr_png_(), figure._repr_jpeg_()
+    assert (png is None, jpeg is None) == (tissue, not tissue)
+    with Image.open(io.BytesIO(png or jpeg)) as image:
+        assert image.format == ("JPEG" if tissue else "PNG")
+        assert image.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+        # Of the size and the colours that matplotlib draws.
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+        with Image.open(drawn) as whole:
+            assert image.size == whole.size
+            far = np.abs(np.subtract(image.convert("RGB"), whole.convert("RGB"), dtype=float))
+        assert far.mean() < 2 and (far.max() < 10 or tissue)
 
 
 def test_plot_is_drawn_and_a_click_opens_the_gene(driven, plot_page):
