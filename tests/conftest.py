@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,33 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 #: Test files that read the smoke book: one process builds it for them all, and begins with them.
-BOOK_FILES = ("test_book.py", "test_pages.py", "test_predict.py", "test_workflow.py")
+BOOK_FILES = ("test_book.py", "test_pages.py", "test_workflow.py")
 
 
 #: Test files whose tests share something that takes long to make.
-SHARING_FILES = ("test_controls.py", "test_no_code_in_data.py")
+SHARING_FILES = ("test_controls.py", "test_no_code_in_data.py", "test_predict.py")
+
+#: Scores a patch as it is stored.
+COMPILE = """
+import numpy as np
+from sparsity_trap.metrics import GeneScores
+scores = GeneScores()
+scores.update(np.ones((1, 1, 16, 16), "u2"), np.ones((1, 1, 16, 16), "f2"), np.ones((1, 16, 16), bool))
+"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels once, before each of several processes would."""
+    if getattr(session.config.option, "numprocesses", None):
+        subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, check=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give way to the process with the book, which takes longest."""
+    worker = hasattr(item.config, "workerinput")
+    if worker and item.path.name not in BOOK_FILES and os.nice(0) == 0:
+        os.nice(5)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -389,21 +386,3 @@ def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_pat
         predict_image(run_dir, glass, 0.5, mask=tmp_path / "mask.png")
     with pytest.raises(UserError, match="cannot be read as a mask"):
         predict_image(run_dir, glass, 0.5, mask=run_dir / "provenance.json")
-
-
-@pytest.mark.slow
-def test_notebook_writes_both_bin_sizes(smoke_book, tmp_path):
-    import scanpy as sc
-
-    command = [sys.executable, "workflow/execute_notebook.py", "notebooks/09_predict.py"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "09_predict.ipynb"), f"output={tmp_path}"],
-        cwd=smoke_book,
-        env=os.environ | {"PYTHONPATH": str(smoke_book)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    large = sc.read_h5ad(tmp_path / "E-P5-s0_P5_008um.h5ad")
-    small = sc.read_h5ad(tmp_path / "E-P5-s0_P5_002um.h5ad")
-    assert large.n_vars == 50 and "counts" in large.layers and small.n_obs > 15 * large.n_obs

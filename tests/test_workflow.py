@@ -12,9 +12,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from conftest import ROOT
-
-from sparsity_trap.config import load_preset
 
 pytestmark = pytest.mark.slow
 
@@ -93,28 +90,6 @@ def test_mistakes_on_the_command_line_end_in_a_sentence(smoke_book, arguments, s
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("parameters", "sentence"),
-    [
-        (["preset=smoke", "arms=E"], "parameter 'arms' does not exist: choose from preset, source"),
-        (["preset"], "parameter 'preset' has no value"),
-        (["preset=smoke", "arm=Q"], "arm 'Q' does not exist in preset 'smoke': choose one of D, E"),
-        (["preset=smoke", "test_patient=P9"], "patient 'P9' is not in preset 'smoke'"),
-        (["preset=smoke", "seed=abc"], "parameter 'seed' must be like its default 0"),
-        (["preset=["], "parameter 'preset' has the malformed value '['"),
-        (["preset=huge"], "preset 'huge' does not exist"),
-    ],
-)
-def test_notebook_parameters_are_checked(tmp_path, parameters, sentence):
-    output = tmp_path / "out.ipynb"
-    command = [sys.executable, "workflow/execute_notebook.py", "notebooks/02_train.py", str(output)]
-    done = subprocess.run([*command, *parameters], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert sentence in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
     folder = smoke_book / "results" / "smoke" / "notebooks"
     notebooks = sorted(folder.glob("*.ipynb"))
@@ -130,34 +105,18 @@ def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
         assert "error" not in kinds
 
 
-def test_paper_can_be_planned_for_a_cluster():
+def test_notebook_of_predictions_writes_both_bin_sizes(smoke_book, tmp_path):
+    import scanpy as sc
+
+    command = [sys.executable, "workflow/execute_notebook.py", "notebooks/09_predict.py"]
     done = subprocess.run(
-        ["make", "plan", "PRESET=paper", "SOURCE=simulated", "PROFILE=slurm"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    jobs = re.findall(r"^train\w* +(\d+)$", (done.stdout + done.stderr).split("Reasons")[0], re.M)
-    # Snakemake prints the table before and after the dry run.
-    assert sum(map(int, jobs[: len(jobs) // 2])) == len(load_preset("paper").all_runs())
-
-
-def test_a_cluster_is_asked_for_memory_and_a_gpu(tmp_path):
-    """A stand-in for sbatch writes down what it is asked, and refuses."""
-    asked = tmp_path / "asked"
-    (tmp_path / "sbatch").write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexit 1\n')
-    for name in ("sacct", "sinfo", "squeue", "scancel", "scontrol"):
-        (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
-    for path in tmp_path.iterdir():
-        path.chmod(0o755)
-    (tmp_path / "Snakefile").write_text(
-        "rule data:\n    output: 'x'\n    resources: gpu=1\n    shell: 'true'\n"
-    )  # noqa: E501
-    subprocess.run(
-        [sys.executable, "-m", "snakemake", "--workflow-profile",
-         ROOT / "workflow" / "profiles" / "slurm", "--retries", "0",
-         "--slurm-init-seconds-before-status-checks", "1"],
-        cwd=tmp_path, capture_output=True, timeout=120,
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    words = asked.read_text()
-    assert "--mem 32000" in words and "-t 120" in words and re.search(r"--gpus[= ]1", words)
+        [*command, str(tmp_path / "09_predict.ipynb"), f"output={tmp_path}"],
+        cwd=smoke_book,
+        env=os.environ | {"PYTHONPATH": str(smoke_book)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    large = sc.read_h5ad(tmp_path / "E-P5-s0_P5_008um.h5ad")
+    small = sc.read_h5ad(tmp_path / "E-P5-s0_P5_002um.h5ad")
+    assert large.n_vars == 50 and "counts" in large.layers and small.n_obs > 15 * large.n_obs
