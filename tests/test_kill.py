@@ -282,6 +282,10 @@ def test_book_killed_in_analyses_and_while_it_is_rendered(tmp_path):
         ".executed.*.partial": Path("book"), "_build/.doctrees": Path(), "_build/html/*.html": Path(),
     }  # fmt: skip
     whole, killed = (copy_of_the_program(tmp_path / name) for name in ("whole", "killed"))
+    for folder in (whole, killed):
+        shutil.copytree(ROOT / "results" / "bench", folder / "results" / "bench")
+        for name in ("requirements.in", "cohort.example.yaml", "CITATION.cff", "LICENSE"):
+            shutil.copyfile(ROOT / name, folder / name)
     reference = make(whole, "book")
     said = reference.communicate()[1]
     assert reference.returncode == 0, said
