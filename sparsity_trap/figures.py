@@ -271,7 +271,8 @@ def training_dynamics(logs: dict[str, pd.DataFrame], source: str) -> Figure:
         title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5,
         loc="center left", bbox_to_anchor=(1, 0.5),
     )  # fmt: skip
-    return mark(figure, source, pd.concat(log.assign(arm=name) for name, log in logs.items()))
+    drawn = pd.concat(log.assign(arm=name) for name, log in logs.items())
+    return mark(figure, source, drawn.drop(columns="seconds"))  # which no two runs share
 
 
 # --- results --------------------------------------------------------------------------------------
