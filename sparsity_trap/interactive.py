@@ -233,7 +233,7 @@ def show(figure: Figure, name: str, gene_page: str = "", choices: Choices | None
     name
         Tells the figures of a page apart.
     gene_page
-        Page with the gene browser, such as ``05_rescue.html``; a click on a point, whose custom
+        Page with the gene browser, such as ``05b_browser.html``; a click on a point, whose custom
         data begin with the gene, opens the gene there.
     choices
         Lists above the plot, of which a reader chooses one entry each; the first is what the
