@@ -118,7 +118,10 @@ def matched(preset: Preset, results: list[Result]) -> tuple[Result, ...]:
 
 
 def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
-    """One row per run: what it was, the mean of each per-gene score, pooled PCC, size and time."""
+    """One row per run: what it was, the mean of each per-gene score, pooled PCC, size and time.
+
+    Means are over the genes with a defined score; ``undefined_pcc_8um`` counts the others.
+    """
     rows = []
     for result in results:
         arm = preset.arm(result.run.arm)
@@ -131,6 +134,7 @@ def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
             "bias": arm.bias,
         }
         row |= {score: result.genes[score].mean() for score in SCORES}
+        row["undefined_pcc_8um"] = int(result.genes["pcc_8um"].isna().sum())
         row |= result.scores["pooled"]
         row |= {key: result.provenance[key] for key in ("parameters", "epochs", "seconds")}
         rows.append(row)

@@ -51,6 +51,7 @@ TITLES = {
     "mse": "MSE",
     "mse-log1p": "MSE on log1p",
     "poisson": "Poisson",
+    "undefined_pcc_8um": "genes undefined",
     "spearman_8um": "Spearman 8 µm",
     "deviance": "Poisson deviance",
     "moran_truth": "Moran's I, counts",

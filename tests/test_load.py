@@ -6,6 +6,7 @@ Sixty runs are always tried. ``SPARSITY_TRAP_LOAD=1`` adds a cohort of 30 sectio
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -109,6 +110,10 @@ def test_sixty_runs_become_tables_numbers_and_claims(preset):
     runs = results.load_all(preset)
     table = results.run_table(preset, runs)
     assert len(table) == 60 and table["pcc_8um"].between(0.2, 0.4).all()
+    assert table["undefined_pcc_8um"].eq(0).all()
+    constant = runs[0].genes.assign(pcc_8um=lambda t: t["pcc_8um"].where(t.index > 1))
+    few = results.run_table(preset, [dataclasses.replace(runs[0], genes=constant)])
+    assert few["undefined_pcc_8um"].tolist() == [2] and few["pcc_8um"].notna().all()
     long = comparisons.long_table(preset, runs)
     assert len(long) == 60 * 50 and not long["bin_um"].isna().all()
     assert long.groupby("run").size().eq(50).all()
