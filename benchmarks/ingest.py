@@ -308,20 +308,23 @@ def _inflate_all(datasets: Iterable[h5py.Dataset]) -> None:
         pass
 
 
-def load_entries(outs: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Row, column and count of the entries of each gene, as they lie in feature_slice.h5."""
+def load_entries(outs: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Bin and count of the entries of each gene, as they lie in feature_slice.h5."""
     import h5py
 
     with h5py.File(outs / "feature_slice.h5") as file:
         return [
-            (group["row"][:].view("i4"), group["col"][:].view("i4"), group["data"][:].astype("u2"))
+            (
+                (group["row"][:] * np.uint32(GRID) + group["col"][:]).view(np.int32),
+                group["data"][:].astype(np.uint16),
+            )
             for group in file["feature_slices"].values()
         ]
 
 
-def sort_entries(genes: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+def sort_entries(genes: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Second bound of feature_slice.h5: its entries put in the order of bins, once in memory."""
-    for _ in in_threads(partial(in_order, *entries, GRID) for entries in genes):
+    for _ in in_threads(partial(in_order, *entries, Path()) for entries in genes):
         pass
 
 

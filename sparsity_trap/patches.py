@@ -195,7 +195,7 @@ def _write(
     section = _fit(positions, stride=16)
     shape = positions.in_tissue.shape
     counts = slide.counts(genes)
-    _turn(counts, orientation, slide.array_shape[1], shape)
+    _turn(counts, orientation, slide, shape)
     origin = _choose_patches(positions.in_tissue, settings.min_tissue, slide)
     n = len(origin)
 
@@ -401,18 +401,19 @@ def _genes(counts: sp.csc_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _turn(
-    counts: sp.csc_array, orientation: Orientation, array_cols: int, shape: tuple[int, int]
+    counts: sp.csc_array, orientation: Orientation, slide: Slide, shape: tuple[int, int]
 ) -> None:
     """Number the bins as the oriented grid of ``shape`` does, in place."""
     for bins, values in _genes(counts):
-        row, col = np.divmod(bins, np.int32(array_cols))
+        row, col = np.divmod(bins, np.int32(slide.array_shape[1]))
         if orientation.transpose:
             row, col = col, row
         if orientation.flip_rows:
             row = shape[0] - 1 - row
         if orientation.flip_cols:
             col = shape[1] - 1 - col
-        bins[:], values[:] = in_order(row, col, values, shape[1])
+        bins[:] = row * np.int32(shape[1]) + col
+        in_order(bins, values, slide.matrix_path)
 
 
 def _fill(band: np.ndarray, counts: sp.csc_array, row: int) -> None:

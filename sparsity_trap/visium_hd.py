@@ -15,7 +15,7 @@ must start without them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 
 from sparsity_trap.config import BIN_UM, UserError
-from sparsity_trap.hdf5 import in_threads, joined, numbers, pieces, read_all, reader
+from sparsity_trap.hdf5 import in_threads, numbers, pieces, read_all, reader
 
 if TYPE_CHECKING:
     import h5py
@@ -159,15 +159,12 @@ class Slide:
     ) -> tuple[sp.csc_array, GeneTotals]:
         parts, totals = self._matrix_parts(genes, block, with_totals)
 
-        def column(i: int) -> tuple[np.ndarray, np.ndarray]:
-            found = [(b[e[i] : e[i + 1]], v[e[i] : e[i + 1]]) for b, v, e in parts]
-            bins, values = map(np.concatenate, zip(*found, strict=True))
-            row, col = np.divmod(bins[values > 0], np.int32(self.array_shape[1]))
-            return in_order(row, col, values[values > 0], self.array_shape[1])
+        def fill(i: int, bins: np.ndarray, values: np.ndarray) -> None:
+            np.concatenate([b[e[i] : e[i + 1]] for b, _, e in parts], out=bins)
+            np.concatenate([v[e[i] : e[i + 1]] for _, v, e in parts], out=values)
 
-        bound = sum(len(bins) for bins, _, _ in parts)
-        columns = (partial(column, i) for i in range(len(genes)))
-        return self._assemble(columns, bound, self.matrix_path), totals
+        lengths = np.diff([ends for _, _, ends in parts]).sum(0)
+        return self._assemble(lengths.tolist(), fill, None, self.matrix_path), totals
 
     def _matrix_parts(
         self, genes: Sequence[str], block: int, with_totals: bool
@@ -274,52 +271,64 @@ class Slide:
                     bins += read_col(start, stop)
                     listed[bins] = True
 
-                for _ in in_threads(partial(mark, *piece) for piece in pieces(mask["row"], 1)):
+                for _ in in_threads(partial(mark, *piece) for piece in pieces(mask["row"], _BLOCK)):
                     pass
             else:
                 with _open_matrix(self.matrix_path) as matrix:
                     _, listed = _listed_bins(matrix["barcodes"], self.array_shape, path)
 
-            def entries(group: h5py.Group) -> tuple[np.ndarray, ...]:
-                length = len(group["data"])
-                row, col = (read(0, length) for read in readers(group, length))
-                return row, col, _small(reader(group["data"])(0, length), path)
-
-            def column(groups: list[h5py.Group]) -> tuple[np.ndarray, np.ndarray]:
-                if not groups:
-                    return np.empty(0, np.int32), np.empty(0, np.uint16)
-                row, col, value = map(joined, zip(*map(entries, groups), strict=True))
-                bins, values = in_order(row, col, value, cols)
-                # In parts, as numpy makes 64-bit indices of all bins it is given.
-                parts = np.array_split(bins, len(bins) // _BLOCK + 1)
-                kept = joined([listed.take(part) for part in parts])
-                kept &= values > 0
-                return bins[kept], values[kept]
-
-            columns: list[list] = [[] for _ in genes]
-            column_of = _columns(names, genes)
-            maps, bound = file["feature_slices"], 0
+            columns: list[list[tuple[h5py.Group, h5py.Dataset]]] = [[] for _ in genes]
+            column_of, maps = _columns(names, genes), file["feature_slices"]
             for feature in np.flatnonzero(column_of >= 0):
                 group = maps.get(str(feature))
                 if group is not None:
-                    columns[column_of[feature]].append(group)
-                    bound += len(group["data"])
-            return self._assemble((partial(column, c) for c in columns), bound, path)
+                    columns[column_of[feature]].append((group, group["data"]))
+            lengths = [sum(len(data) for _, data in maps_) for maps_ in columns]
+
+            def fill(i: int, bins: np.ndarray, values: np.ndarray) -> None:
+                at = 0
+                for group, data in columns[i]:
+                    read_row, read_col = readers(group, len(data))
+                    read_value = reader(data)
+                    for start, stop in pieces(data, _BLOCK):
+                        here = slice(at + start, at + stop)
+                        np.multiply(read_row(start, stop), cols, out=bins[here], dtype=np.int32)
+                        bins[here] += read_col(start, stop)
+                        values[here] = _small(read_value(start, stop), path)
+                    at += len(data)
+
+            return self._assemble(lengths, fill, listed, path)
 
     def _assemble(
-        self, columns: Iterable[Callable[[], tuple[np.ndarray, np.ndarray]]], bound: int, path: Path
+        self,
+        lengths: Sequence[int],
+        fill: Callable[[int, np.ndarray, np.ndarray], None],
+        listed: np.ndarray | None,
+        path: Path,
     ) -> sp.csc_array:
-        """Join columns, each made in a thread as bins in order and counts; ``bound`` entries or less."""
+        """Make columns in threads, where they will stay: memory is slow when it is first touched.
+
+        ``fill(i, bins, values)`` writes the ``lengths[i]`` entries of column ``i``, in any order.
+        """
         import scipy.sparse as sp
 
-        # Memory that nobody writes to is not taken, so that a bound costs nothing.
-        bins, values, ends = np.empty(bound, np.int32), np.empty(bound, np.uint16), [0]
-        for column_bins, column_values in in_threads(columns):
-            place = slice(ends[-1], ends[-1] + len(column_bins))
-            bins[place], values[place] = column_bins, _small(column_values, path)
-            ends.append(place.stop)
-        indptr = np.array(ends, np.int32 if bound < 2**31 else np.int64)
-        shape = (self.array_shape[0] * self.array_shape[1], len(ends) - 1)
+        starts = np.cumsum([0, *lengths]).tolist()
+        bins, values = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.uint16)
+
+        def column(i: int) -> int:
+            place = slice(starts[i], starts[i + 1])
+            fill(i, bins[place], values[place])
+            return in_order(bins[place], values[place], path, listed)
+
+        ends = [0]
+        for start, size in zip(
+            starts, in_threads(partial(column, i) for i in range(len(lengths))), strict=False
+        ):
+            for array in (bins, values):
+                array[ends[-1] : ends[-1] + size] = array[start : start + size]
+            ends.append(ends[-1] + size)
+        indptr = np.array(ends, np.int32 if starts[-1] < 2**31 else np.int64)
+        shape = (self.array_shape[0] * self.array_shape[1], len(lengths))
         return sp.csc_array((values[: ends[-1]], bins[: ends[-1]], indptr), shape=shape)
 
     def positions(self) -> Positions:
@@ -742,33 +751,55 @@ def _totals(index: np.ndarray, values: np.ndarray, n_features: int) -> np.ndarra
 
 
 def in_order(
-    row: np.ndarray, col: np.ndarray, values: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sort entries of a grid by their bin, ``row * width + col``, and add up those of one bin.
+    bins: np.ndarray, values: np.ndarray, path: Path, listed: np.ndarray | None = None
+) -> int:
+    """Sort entries by their bin and add up those of one bin, in place.
+
+    Parameters
+    ----------
+    bins, values
+        int32, not negative, and uint16; changed. Zeros are dropped.
+    path
+        File they come from.
+    listed
+        Whether each bin is to be kept; None keeps all.
 
     Returns
     -------
-    bins, values
-        int32 and, unless something was added up, the type of ``values``.
-    """
-    import scipy.sparse as sp
+    Number of entries that remain; they stand at the start of both arrays.
 
-    if not len(values):
-        return np.empty(0, np.int32), values
-    # Two transpositions are a radix sort, several times as fast as one that compares.
-    grid = sp.coo_array((int(row.max()) + 1, width), dtype=values.dtype)
-    # Set one by one: scipy would check each place once more.
-    grid.coords, grid.data = (row.astype(np.int32), col.astype(np.int32)), values
-    grid.has_canonical_format = True  # or scipy compares after all
-    grid = grid.tocsc()
-    grid = grid.tocsr()  # in a line of its own, which gives the first one's memory back
-    bins, values = grid.indices, grid.data
-    bins += np.repeat(np.arange(grid.shape[0], dtype=np.int32) * width, np.diff(grid.indptr))
-    again = bins[1:] == bins[:-1]
+    Raises
+    ------
+    UserError
+        A sum is above 65535.
+    """
+    if not len(bins):
+        return 0
+    # Bin and value in one number: numpy sorts plain numbers many at a time, without other memory.
+    # Nearly always both fit into 32 bits, which takes half as long as 64.
+    bits = min(32 - int(bins.max()).bit_length(), 16)
+    keys = bins.view(np.uint32)
+    if int(values.max()).bit_length() > bits:
+        keys, bits = bins.astype(np.uint64), 16
+    keys <<= bits
+    keys |= values
+    keys.sort()
+    size = 0
+    for part in np.array_split(keys, len(keys) // _BLOCK + 1):
+        kept = part & (2**bits - 1) > 0
+        if listed is not None:
+            kept &= listed.take(part >> bits)
+        part = part.compress(kept)  # a copy: it may be written where it was read
+        place = slice(size, size + len(part))
+        bins[place], values[place] = part >> bits, part & (2**bits - 1)
+        size += len(part)
+    again = bins[1:size] == bins[: size - 1]
     if again.any():
         first = np.flatnonzero(np.concatenate([[True], ~again]))
-        bins, values = bins[first], np.add.reduceat(values, first, dtype=np.int64)
-    return bins, values
+        sums = _small(np.add.reduceat(values[:size], first, dtype=np.int64), path)
+        bins[: len(sums)], values[: len(sums)] = bins[first], sums
+        size = len(sums)
+    return size
 
 
 def _listed_bins(

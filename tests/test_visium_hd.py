@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 from spaceranger import DIHEDRAL, turned_grid, write_feature_slice, write_outs
 
+from sparsity_trap import visium_hd
 from sparsity_trap.config import UserError
 from sparsity_trap.hdf5 import read_all, reader
 from sparsity_trap.visium_hd import (
@@ -238,16 +239,24 @@ def test_feature_slices_with_a_column_cut_short(outs):
         open_slide(outs).counts(["ACTB"])
 
 
-def test_in_order_sorts_and_adds_up():
+@pytest.mark.parametrize("bin_", [0, 9000, 3350**2, 2**31 - 1])
+@pytest.mark.parametrize("largest", [9, 255, 256, 40_000])
+@pytest.mark.parametrize("block", [700, 10**6])
+def test_in_order_sorts_filters_and_adds_up(monkeypatch, bin_, largest, block):
+    monkeypatch.setattr(visium_hd, "_BLOCK", block)
     rng = np.random.default_rng(6)
-    row, col = rng.integers(0, (3000, 70), (5000, 2), np.int32).T
-    values = rng.integers(1, 60_000, 5000, np.uint16)
+    bins, values = rng.integers(0, 2000, 5000, np.int32), rng.integers(0, 5, 5000, np.uint16)
+    bins[99], values[99] = bin_, largest
     for n in (0, 1, 5000):
-        bins, sums = in_order(row[:n], col[:n], values[:n], 70)
-        expected, place = np.unique(row[:n].astype(int) * 70 + col[:n], return_inverse=True)
-        assert np.array_equal(bins, expected) and bins.dtype == np.int32
-        assert np.array_equal(sums, np.bincount(place, values[:n]))
-    assert len(expected) < 5000
+        for listed in (None, rng.random(bin_ + 2000) < 0.7) if bin_ < 10**8 else (None,):
+            found, sums = bins[:n].copy(), values[:n].copy()
+            size = in_order(found, sums, Path("matrix.h5"), listed)
+            expected, place = np.unique(bins[:n], return_inverse=True)
+            total = np.bincount(place, values[:n])
+            kept = (total > 0) & (True if listed is None else listed[expected])
+            assert np.array_equal(found[:size], expected[kept])
+            assert np.array_equal(sums[:size], total[kept])
+    assert 1000 < size < 2000
 
 
 @pytest.mark.parametrize("layout", [{"shuffle": True, "compression": "gzip"}, {}])
