@@ -45,7 +45,7 @@ _POSITION_COLUMNS = (
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 )
-_BATCH = 100_000  # rows of the positions table held at a time
+_BATCH = 100_000  # rows of the positions table, or sorted entries, in hand at a time
 _BLOCK = 400_000  # entries of one piece of work
 _LARGEST_GRID = 20_000  # bins a side; a capture area of 6.5 mm has 3350
 #: Datasets of a matrix and the kinds of value they hold; fractions are refused as counts later.
@@ -246,14 +246,24 @@ class Slide:
                     )
                 return place
 
-            def readers(group: h5py.Group, length: int) -> list[Callable[[int, int], np.ndarray]]:
+            def bins_of(group: h5py.Group, length: int) -> Callable[[int, int], np.ndarray]:
                 members = group["row"], group["col"]
                 if {len(member) for member in members} != {length}:
                     raise OSError(f"datasets of different lengths in {group.name}")
-                return [
+                if any(member.dtype.kind not in "iu" for member in members):
+                    raise OSError(f"no whole numbers in {group.name}")
+                read_row, read_col = (
                     reader(member, partial(along, axis, dtype=member.dtype))
                     for axis, member in enumerate(members)
-                ]
+                )
+
+                def read(start: int, stop: int) -> np.ndarray:
+                    bins = read_row(start, stop).astype(np.int32)
+                    bins *= cols
+                    bins += read_col(start, stop)
+                    return bins
+
+                return read
 
             if "masks/filtered" in file:
                 mask = file["masks/filtered"]
@@ -263,13 +273,10 @@ class Slide:
                         f"{n_barcodes}: {_PAIR}"
                     )
                 listed = np.zeros(rows * cols, bool)
-                read_row, read_col = readers(mask, n_barcodes)
+                read_bins = bins_of(mask, n_barcodes)
 
                 def mark(start: int, stop: int) -> None:
-                    bins = read_row(start, stop).astype(np.intp)
-                    bins *= cols
-                    bins += read_col(start, stop)
-                    listed[bins] = True
+                    listed[read_bins(start, stop)] = True
 
                 for _ in in_threads(partial(mark, *piece) for piece in pieces(mask["row"], _BLOCK)):
                     pass
@@ -288,12 +295,10 @@ class Slide:
             def fill(i: int, bins: np.ndarray, values: np.ndarray) -> None:
                 at = 0
                 for group, data in columns[i]:
-                    read_row, read_col = readers(group, len(data))
-                    read_value = reader(data)
+                    read_bins, read_value = bins_of(group, len(data)), reader(data)
                     for start, stop in pieces(data, _BLOCK):
                         here = slice(at + start, at + stop)
-                        np.multiply(read_row(start, stop), cols, out=bins[here], dtype=np.int32)
-                        bins[here] += read_col(start, stop)
+                        bins[here] = read_bins(start, stop)
                         values[here] = _small(read_value(start, stop), path)
                     at += len(data)
 
@@ -784,14 +789,15 @@ def in_order(
     keys <<= bits
     keys |= values
     keys.sort()
-    size = 0
-    for part in np.array_split(keys, len(keys) // _BLOCK + 1):
-        kept = part & (2**bits - 1) > 0
+    size, value = 0, 2**bits - 1
+    for part in np.array_split(keys, len(keys) // _BATCH + 1):
+        kept = part & value > 0
         if listed is not None:
             kept &= listed.take(part >> bits)
         part = part.compress(kept)  # a copy: it may be written where it was read
         place = slice(size, size + len(part))
-        bins[place], values[place] = part >> bits, part & (2**bits - 1)
+        np.right_shift(part, bits, out=bins[place], casting="unsafe")
+        np.bitwise_and(part, value, out=values[place], casting="unsafe")
         size += len(part)
     again = bins[1:size] == bins[: size - 1]
     if again.any():

@@ -243,7 +243,7 @@ def test_feature_slices_with_a_column_cut_short(outs):
 @pytest.mark.parametrize("largest", [9, 255, 256, 40_000])
 @pytest.mark.parametrize("block", [700, 10**6])
 def test_in_order_sorts_filters_and_adds_up(monkeypatch, bin_, largest, block):
-    monkeypatch.setattr(visium_hd, "_BLOCK", block)
+    monkeypatch.setattr(visium_hd, "_BATCH", block)
     rng = np.random.default_rng(6)
     bins, values = rng.integers(0, 2000, 5000, np.int32), rng.integers(0, 5, 5000, np.uint16)
     bins[99], values[99] = bin_, largest
