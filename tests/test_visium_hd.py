@@ -239,6 +239,16 @@ def test_feature_slices_with_a_column_cut_short(outs):
         open_slide(outs).counts(["ACTB"])
 
 
+def test_feature_slices_that_hold_fractions(outs):
+    path = write_feature_slice(outs, random_counts((5, 6, 7), 0.9), GENES, np.ones((6, 7), bool))
+    with h5py.File(path, "a") as file:
+        rows = file["feature_slices/0/row"][:].astype(float)
+        del file["feature_slices/0/row"]
+        file["feature_slices/0/row"] = rows
+    with pytest.raises(UserError, match="feature_slice.h5 is not a whole.*no whole numbers"):
+        open_slide(outs).counts(["ACTB"])
+
+
 @pytest.mark.parametrize("bin_", [0, 9000, 3350**2, 2**31 - 1])
 @pytest.mark.parametrize("largest", [9, 255, 256, 40_000])
 @pytest.mark.parametrize("block", [700, 10**6])
