@@ -26,7 +26,10 @@ def ingest(bench: dict) -> str:
     ]
     for key, name in names.items():
         cells = [s["readers"].get(key) for s in sizes]
-        text = [f"{c['seconds']:.2f} ({c['peak_mb']:.0f})" if c else "–" for c in cells]
+        text = [
+            f"{c['seconds']:.2f} ({c['peak_mb']:.0f})" if c and "seconds" in c else "–"
+            for c in cells
+        ]
         lines.append(f"| {name} | " + " | ".join(text) + " |")
     for reader in ("matrix", "feature_slice", "inflate feature_slice"):
         pairs = [(s["readers"]["scanpy"], s["readers"][reader]) for s in sizes]
