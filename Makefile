@@ -42,7 +42,8 @@ env: $(STAMP)  ## create the environment from the lock, in .venv
 
 # Without an NVIDIA driver, torch's own index offers a build without CUDA, several GB smaller; where
 # that index cannot be reached, pip takes what the configured indexes have, which needs CUDA's
-# libraries beside it.
+# libraries beside it. Compiled here, once: where Python may not write bytecode (in many containers,
+# on clusters), every step would compile all that it imports, half of its time to start.
 $(STAMP): requirements.lock.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "[1/3] creating $(VENV)"
@@ -55,7 +56,7 @@ $(STAMP): requirements.lock.txt pyproject.toml
 		$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(TORCH)
 	@echo "[3/3] installing the locked packages"
 	@grep -v '^torch==' requirements.lock.txt > $(VENV)/requirements.txt
-	@$(BIN)/uv pip install --python $(BIN)/python --no-deps -r $(VENV)/requirements.txt
+	@$(BIN)/uv pip install --python $(BIN)/python --no-deps --compile-bytecode -r $(VENV)/requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -79,7 +80,7 @@ lab: $(LAB_STAMP)  ## add JupyterLab to the environment, as locked in requiremen
 # Not part of the environment: the book is built without it.
 $(LAB_STAMP): requirements-lab.lock.txt $(STAMP)
 	@echo "installing JupyterLab"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-lab.lock.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r requirements-lab.lock.txt
 	@touch $@
 
 notebooks: $(STAMP)  ## write copies of the scripts as .ipynb to _build/notebooks

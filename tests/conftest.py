@@ -33,11 +33,6 @@ scores.update(np.ones((1, 1, 16, 16), "u2"), np.ones((1, 1, 16, 16), "f2"), np.o
 """
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile the kernels once, before each of several processes would."""
-    if getattr(session.config.option, "numprocesses", None):
-        subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, check=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -49,10 +44,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Give what shares a book or a fixture to one process; every other test is work of its own."""
+    """Give what shares a book or a fixture to one process; every other test is work of its own.
+
+    The kernels are compiled once, before each of several processes would, while these collect tests.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
+    compiling = subprocess.Popen([sys.executable, "-c", COMPILE], cwd=ROOT)
+
     class OneBook(LoadScopeScheduling):
+        def schedule(self) -> None:
+            if compiling.wait():
+                pytest.exit("the kernels of sparsity_trap/kernels.py cannot be compiled", 1)
+            super().schedule()
+
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.split("::")[0]).name
             if file in BOOK_FILES:

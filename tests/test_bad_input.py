@@ -631,51 +631,52 @@ def huge_tiff(outs: Path) -> None:
         tags["StripByteCounts"].overwrite(2**31)
 
 
+def huge_genes(run: Path) -> None:
+    rows = pd.DataFrame({"gene": ["A"] * 1_234_567, "category": "other"})
+    rows.to_parquet(run / "genes.parquet")
+    claim_rows(run / "genes.parquet", 10**12)
+
+
 READ_LIMITED = """
-import resource, sys
+import json, resource, sys
 from pathlib import Path
 sys.path[:0] = ["tests", "."]
 import test_bad_input as bad
 from sparsity_trap.config import UserError
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    getattr(bad, sys.argv[1])(Path(sys.argv[2]))
-except UserError as error:
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{grown >> 10} MB more: {error}")
+for read, folder in json.loads(sys.argv[1]):
+    try:
+        getattr(bad, read)(Path(folder))
+    except UserError as error:
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print(f"{grown >> 10} MB more: {error}")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("spoil", "named", "read"),
-    [
-        (huge_parquet, POSITIONS.name, "read_section"),
-        (huge_matrix, MATRIX.name, "read_section"),
-        (huge_tiff, IMAGE.name, "read_section"),
-        (lambda run: huge_genes(run), "run", "load_model"),
-    ],
-    ids=["parquet", "h5", "tiff", "genes.parquet"],
-)
-def test_hostile_size(outs, run_copy, spoil, named, read):
-    """In a process of its own with 4 GiB of address space; what it takes is far less."""
-    folder = outs if read == "read_section" else run_copy
-    spoil(folder)
+def test_hostile_sizes(sound, run_folder, tmp_path):
+    """One after the other in a process with 4 GiB of address space; what they take is far less."""
+    hostile = [
+        (huge_parquet, sound, "read_section", POSITIONS.name),
+        (huge_matrix, sound, "read_section", MATRIX.name),
+        (huge_tiff, sound, "read_section", IMAGE.name),
+        (huge_genes, run_folder, "load_model", "huge_genes"),
+    ]
+    orders = []
+    for spoil, whole, read, _ in hostile:
+        folder = shutil.copytree(whole, tmp_path / spoil.__name__ / whole.name)
+        spoil(folder)
+        orders.append((read, str(folder)))
     done = subprocess.run(
-        [sys.executable, "-c", READ_LIMITED, read, str(folder)],
+        [sys.executable, "-c", READ_LIMITED, json.dumps(orders)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    found = re.match(r"(\d+) MB more: (.*)", done.stdout)
-    assert found, done.stderr[-2000:]
-    assert int(found[1]) < 400 and named in found[2]
-
-
-def huge_genes(run: Path) -> None:
-    rows = pd.DataFrame({"gene": ["A"] * 1_234_567, "category": "other"})
-    rows.to_parquet(run / "genes.parquet")
-    claim_rows(run / "genes.parquet", 10**12)
+    said = re.findall(r"^(\d+) MB more: (.*)$", done.stdout, re.MULTILINE)
+    assert len(said) == len(hostile), done.stdout + done.stderr[-2000:]
+    for (grown, sentence), (_, _, _, named) in zip(said, hostile, strict=True):
+        assert int(grown) < 400 and named in sentence
