@@ -52,7 +52,7 @@ $(STAMP): requirements.lock.txt pyproject.toml
 	@echo "[2/3] installing torch"
 	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(TORCH) \
 		$(if $(shell command -v nvidia-smi),,--no-deps --extra-index-url https://download.pytorch.org/whl/cpu)
-	@$(BIN)/python -m pip list --format=freeze --disable-pip-version-check | grep -q '^torch==.*+cpu' || \
+	@$(BIN)/python -m pip list --format=freeze --disable-pip-version-check | grep '^torch==.*+cpu' > /dev/null || \
 		$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(TORCH)
 	@echo "[3/3] installing the locked packages"
 	@grep -v '^torch==' requirements.lock.txt > $(VENV)/requirements.txt

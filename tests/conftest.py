@@ -33,8 +33,6 @@ scores.update(np.ones((1, 1, 16, 16), "u2"), np.ones((1, 1, 16, 16), "f2"), np.o
 """
 
 
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give way to the process with the book, which takes longest."""
     worker = hasattr(item.config, "workerinput")

@@ -114,14 +114,14 @@ class Chain:
         return int(self.process.stdout.readline())
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(results: Path) -> dict[str, bytes]:
     """Bytes of everything that is promised to be the same: all but times and moments."""
     found = {}
     for part in ("sections", "stores", "tokens", "runs"):
-        for path in sorted((folder / FOLDER / part).rglob("*")):
+        for path in sorted((results / part).rglob("*")):
             if path.is_file() and path.name not in _MOMENTS:
-                found[str(path.relative_to(folder / FOLDER))] = path.read_bytes()
-    for path in (folder / FOLDER / "runs").glob("*/log.jsonl"):
+                found[str(path.relative_to(results))] = path.read_bytes()
+    for path in (results / "runs").glob("*/log.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
             del row["seconds"]
@@ -146,7 +146,7 @@ def undisturbed(tmp_path_factory) -> Iterator[Callable[[], dict[str, bytes]]]:
         @functools.cache
         def results() -> dict[str, bytes]:
             assert chain.status() == 0
-            made = content(folder)
+            made = content(folder / FOLDER)
             assert {"runs/E-P5-s0/genes.parquet", "tokens/P5.zarr/zarr.json"} <= set(made)
             return made
 
@@ -188,7 +188,7 @@ def test_chain_killed_at_any_moment(tmp_path, undisturbed):
             hit += under_way * killed
         chain.start()
         assert chain.status() == 0
-    lost = differences(content(folder), undisturbed())
+    lost = differences(content(folder / FOLDER), undisturbed())
     print(f"{faults} faults, {faults * (not lost)} recovered, {len(lost)} lost; hit: {hit}")
     assert lost == [] and half_written(folder) == []
     assert faults >= kills // 2 and len(set(hit)) >= min(3, kills)
@@ -255,7 +255,7 @@ def test_make_killed_and_started_again_twice_at_once(tmp_path, undisturbed):
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("another make works in this checkout" in text for text in said) == 1, said
-    lost = differences(content(folder), undisturbed())
+    lost = differences(content(folder / FOLDER), undisturbed())
     print(f"2 faults, {2 * (not lost)} recovered, {len(lost)} lost")
     assert lost == [] and half_written(folder) == []
 

@@ -10,10 +10,19 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from test_kill import content, differences
+
+from sparsity_trap import config, steps
+from sparsity_trap.config import Run, load_preset
 
 pytestmark = pytest.mark.slow
+
+#: Largest change of a gene's PCC or SSIM by the number of threads; stated in book/limits.md.
+THREADS_TOLERANCE = 0.005
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -49,6 +58,62 @@ def test_every_page_and_figure_says_that_the_data_are_simulated(smoke_book):
     pages = [p for p in html.rglob("*.html") if (html / "book") in p.parents]
     assert len(pages) >= 15
     assert all("Simulated sections" in page.read_text() for page in pages)
+
+
+@pytest.fixture
+def threads():
+    """Set the number of torch's threads until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_sections_to_scores_once_more_are_the_same_bytes(
+    smoke_book, tmp_path, monkeypatch, threads
+):
+    """Another process, in another folder, with as many threads as a step of the workflow."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    threads(1)
+    preset = load_preset("smoke")
+    steps.run(preset, Run(arm="E", test_patient="P5", seed=0))
+    made, book = content(preset.folder), content(smoke_book / "results" / "smoke")
+    assert len(made) > 100
+    # The runs of other arms were not made here.
+    book = {name: held for name, held in book.items() if not name.startswith(("runs/D", "D-"))}
+    assert differences(made, book) == []
+
+
+def test_figures_once_more_have_the_same_data(smoke_book, tmp_path):
+    again = execute(smoke_book, tmp_path, "04_sparsity.py", "preset=smoke")
+    shown = [
+        [
+            {kind: output["data"][kind] for kind in ("image/png", "text/csv")}
+            for cell in nbformat.read(path, as_version=4).cells
+            for output in cell.get("outputs", [])
+            if "text/csv" in output.get("data", {})
+        ]
+        for path in (again, smoke_book / "results" / "smoke" / "notebooks" / "04_sparsity.ipynb")
+    ]
+    assert len(shown[0]) >= 3 and shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("arm", ["D", "E"])
+def test_threads_change_scores_within_the_stated_tolerance(
+    smoke_book, tmp_path, monkeypatch, threads, arm
+):
+    """The book trains with one thread; torch splits sums over its threads."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    preset, book = load_preset("smoke"), smoke_book / "results" / "smoke"
+    preset.folder.mkdir(parents=True)
+    for name in ("stores", "tokens"):
+        (preset.folder / name).symlink_to(book / name)
+    threads(2)
+    run = Run(arm=arm, test_patient="P5", seed=0)
+    two = pd.read_parquet(steps.run(preset, run) / "genes.parquet")
+    one = pd.read_parquet(book / "runs" / run.name / "genes.parquet")
+    for score in ("pcc_2um", "pcc_8um", "spearman_8um", "ssim_2um", "ssim_8um"):
+        np.testing.assert_allclose(one[score], two[score], atol=THREADS_TOLERANCE, err_msg=score)
+    assert one["pcc_8um"].abs().gt(10 * THREADS_TOLERANCE).any()  # there is something to change
 
 
 def test_second_make_book_finds_nothing_to_do(smoke_book):
@@ -105,18 +170,25 @@ def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
         assert "error" not in kinds
 
 
-def test_notebook_of_predictions_writes_both_bin_sizes(smoke_book, tmp_path):
-    import scanpy as sc
-
-    command = [sys.executable, "workflow/execute_notebook.py", "notebooks/09_predict.py"]
+def execute(smoke_book: Path, folder: Path, script: str, *parameters: str) -> Path:
+    """Execute a notebook of the book's copy of the program; return the executed one in ``folder``."""
+    output = folder / Path(script).with_suffix(".ipynb")
+    command = [sys.executable, "workflow/execute_notebook.py", f"notebooks/{script}", str(output)]
     done = subprocess.run(
-        [*command, str(tmp_path / "09_predict.ipynb"), f"output={tmp_path}"],
+        [*command, *parameters],
         cwd=smoke_book,
         env=os.environ | {"PYTHONPATH": str(smoke_book)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_notebook_of_predictions_writes_both_bin_sizes(smoke_book, tmp_path):
+    import scanpy as sc
+
+    execute(smoke_book, tmp_path, "09_predict.py", f"output={tmp_path}")
     large = sc.read_h5ad(tmp_path / "E-P5-s0_P5_008um.h5ad")
     small = sc.read_h5ad(tmp_path / "E-P5-s0_P5_002um.h5ad")
     assert large.n_vars == 50 and "counts" in large.layers and small.n_obs > 15 * large.n_obs
