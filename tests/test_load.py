@@ -163,9 +163,13 @@ def child(function: str, folder: Path, number: int) -> dict[str, float]:
         "done = getattr(test_load, sys.argv[1])(Path(sys.argv[2]), int(sys.argv[3]))\n"
         "print(json.dumps(done))"
     )
+    # Freed memory goes back at once: the peak is what is held, not how the heap is fragmented.
+    allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-c", code, function, str(folder), str(number)], cwd=ROOT, text=True,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        | allocator,
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -232,9 +236,9 @@ def test_memory_does_not_grow_with_the_cohort(tmp_path):
         write_section(tmp_path / "sections" / f"S{i}", list(PANEL), 288, seed=i)
     # Fewer than ten would not fill what is read ahead.
     few, many = (child("cohort", tmp_path, number) for number in (10, 30))
-    assert many["encoded"] < few["encoded"] + 30
-    counts = 20 * 4 * len(PANEL) * 128**2 / 2**20  # of the other sections, 62 MB
-    assert many["trained"] < few["trained"] + 0.7 * counts
+    counts = 20 * 4 * len(PANEL) * 128**2 / 2**20  # of the other sections, a byte each: 62 MB
+    for step in ("encoded", "trained"):
+        assert many[step] < few[step] + counts / 6
 
 
 def panel(folder: Path, number: int) -> dict[str, float]:

@@ -134,8 +134,8 @@ MUTANTS = {
     ),
     "the mask is not turned with image and counts": Mutant(
         "training.py",
-        "turned(data.mask),",
-        "data.mask[place[part]],",
+        "turned(mask),",
+        "mask,",
         ("test_training.py::test_image_counts_and_mask_are_turned_alike",),
     ),
     "ceiling without the noise of the counts": Mutant(
@@ -185,6 +185,16 @@ def copy(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_can_still_be_made(name):
+    """Most are tried only when asked for, while the module goes on changing."""
+    file, old, _, tests = MUTANTS[name]
+    assert (ROOT / "sparsity_trap" / file).read_text().count(old) == 1
+    for test in tests:
+        source, function = test.split("::")
+        assert f"def {function}(" in (ROOT / "tests" / source).read_text()
+
+
 @pytest.mark.slow
 def test_every_mutant_is_caught(copy):
     every = os.environ.get("SPARSITY_TRAP_MUTANTS") == "all"
@@ -211,7 +221,6 @@ def test_every_mutant_is_caught(copy):
         for name, (file, old, new, tests) in tried.items():
             path = copy / "sparsity_trap" / file
             text = path.read_text()
-            assert text.count(old) == 1, f"{name}: {file} has changed, mend the mutant"
             path.write_text(text.replace(old, new))
             codes[name] = code_of(name, tests)
             path.write_text(text)
