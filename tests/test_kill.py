@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from sparsity_trap import files
+from sparsity_trap import files, progress
 from sparsity_trap.config import UserError
 
 TINY = """
@@ -393,3 +393,10 @@ def test_results_folder_that_may_only_be_read(tmp_path, not_root):
             files.building(path) as partial,
         ):
             partial.mkdir()
+
+
+def test_bars_that_cannot_be_written_are_left_out(tmp_path, monkeypatch):
+    """The step meets the same folder when it writes its results, and names it then."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "file" / "step"))
+    assert list(progress.track(range(3), "counting", "number")) == [0, 1, 2]

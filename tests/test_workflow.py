@@ -34,6 +34,14 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def plan(folder: Path) -> dict[str, int]:
+    """How many steps of each kind `make book PRESET=smoke` would run."""
+    done = make(folder, "plan", "PRESET=smoke")
+    assert done.returncode == 0, done.stderr
+    steps = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+    return {name: int(count) for name, count in steps}
+
+
 def test_book_and_results_exist(smoke_book):
     results = smoke_book / "results" / "smoke"
     assert (smoke_book / "_build" / "html" / "index.html").is_file()
@@ -130,14 +138,27 @@ def test_edited_analysis_notebook_does_not_train_again(smoke_book):
     text = script.read_text()
     try:
         script.write_text(text.replace("## By category", "## Per category"))
-        done = make(smoke_book, "plan", "PRESET=smoke")
+        steps = plan(smoke_book)
     finally:
         script.write_text(text)
         # Leave the tree as up to date as it was.
         os.utime(script, (0, 0))
-    assert done.returncode == 0, done.stderr
-    steps = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
-    assert steps == {"analysis": "1", "html": "1", "book": "1", "total": "3"}
+    assert steps == {"analysis": 1, "html": 1, "book": 1, "total": 3}
+
+
+@pytest.mark.parametrize(
+    ("deleted", "step"),
+    [("runs/D-matched-P5-s0", "train_without_page"), ("viewer", "browser"), ("stores", "data")],
+)
+def test_deleted_results_are_computed_again(smoke_book, tmp_path, deleted, step):
+    """Also where the book that was made from them is still there."""
+    folder = smoke_book / "results" / "smoke" / deleted
+    folder.rename(tmp_path / "aside")
+    try:
+        steps = plan(smoke_book)
+    finally:
+        (tmp_path / "aside").rename(folder)
+    assert steps[step] == (3 if deleted == "stores" else 1) and steps["html"] == 1
 
 
 @pytest.mark.parametrize(

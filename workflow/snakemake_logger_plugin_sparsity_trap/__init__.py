@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import WARNING, LogRecord
 from pathlib import Path
@@ -66,7 +67,9 @@ class LogHandler(LogHandlerBase):
                 found = re.search(rf'{VARIABLE}="\$PWD/([^"]+)"', record.shellcmd)
                 progress = Path(found[1]) if found else None
                 if progress:
-                    progress.unlink(missing_ok=True)
+                    # Where it may not be removed, the job cannot write its results and says so.
+                    with suppress(OSError):
+                        progress.unlink()
                 title = record.rule_msg or record.rule_name
                 self.running[record.jobid] = Step(title, progress)
                 if not self.live:
