@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sparsity_trap.config import UserError
@@ -66,7 +66,8 @@ def building(path: Path) -> Iterator[Path]:
         remedy = _REMEDY[code].format(path.parent)
         raise UserError(f"{path} cannot be written ({os.strerror(code)}): {remedy}") from error
     finally:
-        _remove(partial)
+        with suppress(OSError):  # what is left is removed by the next to write here
+            _remove(partial)
 
 
 def to_present(paths: Iterable[Path]) -> list[Path]:
@@ -185,5 +186,5 @@ def _runs(process: int) -> bool:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.lexists(path):  # a read-only file system refuses to remove what is not there
+        path.unlink()

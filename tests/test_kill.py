@@ -8,6 +8,7 @@ in analyses and while it is rendered, which takes some minutes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -393,6 +394,21 @@ def test_results_folder_that_may_only_be_read(tmp_path, not_root):
             files.building(path) as partial,
         ):
             partial.mkdir()
+
+
+def test_file_system_that_may_only_be_read(tmp_path, monkeypatch):
+    """It refuses to remove a file, too, even one that is not there."""
+
+    def refuse(path: object, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with (
+        pytest.raises(UserError, match="Read-only file system.*make .* writable for you"),
+        files.building(tmp_path / "store") as partial,
+    ):
+        partial.write_text("half")
+        refuse(partial)
 
 
 def test_bars_that_cannot_be_written_are_left_out(tmp_path, monkeypatch):

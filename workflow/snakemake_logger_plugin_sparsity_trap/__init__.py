@@ -25,6 +25,8 @@ HEARTBEAT_S = 20.0
 
 #: Snakemake's account of a failed command, which repeats the command and explains nothing.
 SAID_BY_THE_JOB = ("CalledProcessError", "did not complete successfully", "job execution failed")
+#: Snakemake's account of a result that may not be replaced.
+PROTECTED = r"Write-protected output files.*affected files:\s+([^\n]+)"
 
 
 @dataclass
@@ -84,7 +86,9 @@ class LogHandler(LogHandlerBase):
                 self._say(f"{self._count()} {self.running.pop(record.jobid).title}: failed")
             elif event == LogEvent.ERROR or (event is None and record.levelno >= WARNING):
                 text = record.getMessage().rstrip()
-                if not any(phrase in text for phrase in SAID_BY_THE_JOB):
+                if found := re.search(PROTECTED, text, re.DOTALL):
+                    self._say(f"error: {found[1]} cannot be written: make it writable for you")
+                elif not any(phrase in text for phrase in SAID_BY_THE_JOB):
                     self._say(text)
             elif event is None and record.getMessage().startswith("Nothing to be done"):
                 self._say("nothing to do: everything is up to date")
