@@ -27,7 +27,8 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
 # Snakemake's own lock outlives a killed run; alone.py's ends with it.
 SNAKEMAKE = $(BIN)/python workflow/alone.py .snakemake/running $(BIN)/snakemake --nolock $(OPTIONS)
-OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) \
+# The default scheduler solves an integer program in temporary files, for a choice of few steps.
+OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) --scheduler greedy \
 	$(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE)) \
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 

@@ -63,11 +63,29 @@ def building(path: Path) -> Iterator[Path]:
         code = _os_error(error, path.parent)
         if code is None:
             raise
-        remedy = _REMEDY[code].format(path.parent)
-        raise UserError(f"{path} cannot be written ({os.strerror(code)}): {remedy}") from error
+        raise UserError(unwritable(path, code)) from error
     finally:
         with suppress(OSError):  # what is left is removed by the next to write here
             _remove(partial)
+
+
+def unwritable(path: Path, code: int) -> str | None:
+    """Sentence on a file that cannot be written, with the remedy.
+
+    Parameters
+    ----------
+    path
+        The file or folder that was to appear.
+    code
+        Number of the operating system's error, as in `errno`.
+
+    Returns
+    -------
+    None where the user can do nothing about it.
+    """
+    if code not in _REMEDY:
+        return None
+    return f"{path} cannot be written ({os.strerror(code)}): {_REMEDY[code].format(path.parent)}"
 
 
 def to_present(paths: Iterable[Path]) -> list[Path]:

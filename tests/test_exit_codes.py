@@ -109,17 +109,35 @@ def test_lock_that_cannot_be_made(tmp_path):
     assert done.stderr.startswith("error: ") and "make it writable for you" in done.stderr
 
 
-@pytest.mark.parametrize("code", [0, 3])
-def test_failed_build_of_the_book_fails_and_shows_its_log(monkeypatch, tmp_path, capsys, code):
-    sys.path.insert(0, str(ROOT / "workflow"))
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """Build the book in another folder with a stand-in for jupyter-book, given as shell text."""
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
     import build_book
 
-    program = tmp_path / "jupyter-book"
-    program.write_text(f"#!/bin/sh\necho 'reading sources... [ 50%] a'\necho broken\nexit {code}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert build_book.main() == code
+    def run(commands: str) -> int:
+        program = tmp_path / "jupyter-book"
+        program.write_text(f"#!/bin/sh\n{commands}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setattr(build_book, "BUILT", tmp_path / "html")
+        return build_book.main()
+
+    return run
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_failed_build_of_the_book_fails_and_shows_its_log(build, capsys, code):
+    assert build(f"echo 'reading sources... [ 50%] a'; echo broken; exit {code}") == code
     assert ("broken" in capsys.readouterr().err) == bool(code)
+
+
+def test_book_on_a_full_disk_ends_in_a_sentence(build, tmp_path, capsys):
+    said = "OSError: [Errno 28] No space left on device"
+    assert build(f"echo Traceback; echo '{said}'; echo RuntimeError; exit 1") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"error: {tmp_path}/html cannot be written (No space left on")
+    assert not {"Traceback", "RuntimeError"} & set(lines)
 
 
 @pytest.mark.slow

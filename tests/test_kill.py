@@ -377,6 +377,19 @@ def test_no_temporary_folder(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_full_temporary_folder(monkeypatch, tmp_path):
+    sys.path.insert(0, str(ROOT / "workflow"))
+    import execute_notebook
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(execute_notebook.nbformat, "write", full)
+    with pytest.raises(UserError, match=f"^{tempfile.gettempdir()} is full: .* set TMPDIR to"):
+        execute_notebook.execute(ROOT / "notebooks" / "02_train.py", tmp_path / "out.ipynb", [])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def not_root():
     """Root may write everywhere, so act as nobody."""

@@ -1,4 +1,4 @@
-"""Build the book with warnings as errors, showing its progress; the log is printed if it fails."""
+"""Build the book with warnings as errors, showing its progress; the cause or the log is printed if it fails."""
 
 import re
 import shutil
@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 from sparsity_trap.config import ROOT
+from sparsity_trap.files import unwritable
 from sparsity_trap.progress import track
+
+BUILT = ROOT / "_build" / "html"
 
 
 def main() -> int:
@@ -20,7 +23,7 @@ def main() -> int:
         "--keep-going",
     ]
     # Pages and pictures of an earlier book would stay among the new ones.
-    shutil.rmtree(ROOT / "_build" / "html", ignore_errors=True)
+    shutil.rmtree(BUILT, ignore_errors=True)
     log = []
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -36,7 +39,9 @@ def main() -> int:
                 bar.update(max(0, now - bar.n))
         bar.close()
     if process.returncode:
-        sys.stderr.writelines(log)
+        codes = re.findall(r"^OSError: \[Errno (\d+)\]", "".join(log), re.MULTILINE)
+        said = next(filter(None, (unwritable(BUILT, int(code)) for code in codes)), None)
+        sys.stderr.writelines([f"error: {said}\n"] if said else log)
     return process.returncode
 
 

@@ -8,8 +8,8 @@ The output appears only when the whole notebook ran. A problem the user can mend
 from __future__ import annotations
 
 import argparse
+import errno
 import os
-import shutil
 import sys
 import tempfile
 import warnings
@@ -65,12 +65,17 @@ def _scratch() -> Iterator[str]:
                     f"{folder} is too long a path for sockets: set TMPDIR to a shorter one"
                 )
             yield folder
-    except FileNotFoundError as error:
-        if "No usable temporary directory" not in str(error):
-            raise
-        raise UserError(
-            "no folder for temporary files can be written to: set TMPDIR to one that can"
-        ) from None
+    except OSError as error:
+        if "No usable temporary directory" in str(error):
+            raise UserError(
+                "no folder for temporary files can be written to: set TMPDIR to one that can"
+            ) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{tempfile.gettempdir()} is full: free some space, or set TMPDIR to a folder on "
+                "another disk"
+            ) from None
+        raise
 
 
 def execute(script: Path, output: Path, pairs: list[str]) -> None:
@@ -83,7 +88,13 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
         "display_name": "Python 3",
         "language": "python",
     }
-    with _scratch() as folder, building(output) as partial:
+    with building(output) as partial:
+        partial.write_bytes(_executed(notebook, script, pairs))
+
+
+def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -> bytes:
+    """Run the notebook of a script; return the executed one, as its file."""
+    with _scratch() as folder:
         source = Path(folder) / f"{script.stem}.ipynb"
         nbformat.write(notebook, source)
         declared = papermill.inspect_notebook(str(source))
@@ -113,7 +124,7 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
             if error.ename == "UserError":
                 raise UserError(error.evalue) from None
             raise
-        shutil.copyfile(executed, partial)
+        return executed.read_bytes()
 
 
 def main() -> int:
