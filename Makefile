@@ -122,5 +122,9 @@ lint: $(STAMP)  ## check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Results of the presets there are, and of their other sources and cohorts; what else lies in results
+# is somebody's own.
 clean:  ## remove results, the built book and the environment
-	rm -rf $(filter-out results/bench,$(wildcard results/*)) _build book/executed .snakemake $(VENV)
+	rm -rf $(foreach name,$(basename $(notdir $(wildcard presets/*.yaml))),results/$(name) results/$(name)-*) \
+		_build book/executed book/.executed.* .snakemake $(VENV) $(wildcard */__pycache__ */*/__pycache__) \
+		.pytest_cache .hypothesis .ruff_cache .mypy_cache *.egg-info

@@ -153,3 +153,25 @@ def test_make_fails_with_its_step_and_goes_on_to_the_next_when_told(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("error: preset 'huge' does not exist") == 2
+
+
+def test_clean_removes_what_the_project_made_and_nothing_else(tmp_path):
+    made = [
+        "results/smoke/numbers.json", "results/smoke-cohort/numbers.json", "_build/html/index.html",
+        "book/executed/run.json", "book/.executed.vm.1.partial/run.json", ".venv/bin/python",
+        ".snakemake/log/one", "sparsity_trap/__pycache__/kernels.nbc", ".hypothesis/a",
+    ]  # fmt: skip
+    own = [
+        "results/bench/ingest.json", "results/notes.txt", "results/smoke 2/numbers.json",
+        "data/sections/P1/outs/image.tif", "presets/smoke.yaml", "book/index.md", "cohort.yaml",
+        "large disk/numbers.json",
+    ]  # fmt: skip
+    for name in made + own:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    # Results may lie on a larger disk, behind a link.
+    (tmp_path / "results" / "smoke-tissue-map").symlink_to(tmp_path / "large disk")
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*own, "Makefile"}
