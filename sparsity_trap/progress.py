@@ -43,7 +43,5 @@ def display_options() -> dict[str, object]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # Line buffering hands every refresh over at once. Bars of a step share the file.
         return {"file": open(path, "a", buffering=1), "ncols": 88}  # noqa: SIM115 - open while drawn
-    except (
-        OSError
-    ):  # full, or to be read only: the results of the step will meet it too, and say so
-        return {}
+    except OSError:
+        return {}  # the results of the step will meet the same obstacle, and name it

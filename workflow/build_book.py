@@ -1,4 +1,4 @@
-"""Build the book with warnings as errors, showing its progress; the cause or the log is printed if it fails."""
+"""Build the book with warnings as errors, showing its progress; if it fails, the cause or the log."""
 
 import re
 import shutil
