@@ -122,3 +122,13 @@ def driven(chromium):
     chromium.problems.clear()
     yield chromium
     assert not chromium.problems
+
+
+@pytest.fixture
+def threads():
+    """Set the number of torch's threads, which sums depend on, until the end of the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -661,7 +661,7 @@ def test_hostile_sizes(sound, run_folder, tmp_path):
         (huge_parquet, sound, "read_section", POSITIONS.name),
         (huge_matrix, sound, "read_section", MATRIX.name),
         (huge_tiff, sound, "read_section", IMAGE.name),
-        (huge_genes, run_folder, "load_model", "huge_genes"),
+        (huge_genes, run_folder, "load_model", "genes.parquet"),
     ]
     orders = []
     for spoil, whole, read, _ in hostile:

@@ -150,7 +150,7 @@ def interrupted(monkeypatch, after: int, *arguments, **options) -> None:
 )
 def test_interrupted_training_goes_on_to_the_same_result(preset, arm, monkeypatch, tmp_path):
     """With dropout, batch normalisation, and parameters of the loss; twice interrupted."""
-    preset = changed(preset, {"X": arm}, epochs=4, accumulate=2)
+    preset = changed(preset, {"X": arm}, epochs=5, accumulate=2)
     data = training.load_training_set(preset, RUN)
     arguments = (data, preset.arm("X"), preset, 3)
     whole = training.fit(*arguments)
@@ -217,20 +217,11 @@ def start(preset, root, *arms, launcher=(), **options):
     return subprocess.Popen(command, env=environment, text=True, **options)
 
 
-@pytest.fixture
-def one_thread():
-    """As in the processes of `start`: sums depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_killed_run_ends_as_an_uninterrupted_one(preset):
+def test_killed_run_ends_as_an_uninterrupted_one(preset, threads):
     """Killed by the system, where nothing can tidy up."""
-    preset = changed(preset, {"X": E}, epochs=8, patience=8)
+    threads(1)  # as in the process of `start`
+    preset = changed(preset, {"X": E}, epochs=14, patience=14)
     run = Run(arm="X", test_patient="P5", seed=0)
     file = preset.folder / "checkpoints" / f"{run.name}.safetensors"
     process = start(preset, config.ROOT, "X")
@@ -240,7 +231,7 @@ def test_killed_run_ends_as_an_uninterrupted_one(preset):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not preset.run_dir(run).exists()
     with training.safe_open(file, "pt") as saved:
-        assert 0 < len(json.loads(saved.metadata()["history"])) < 8
+        assert 0 < len(json.loads(saved.metadata()["history"])) < 14
     resumed = training.train(preset, run)
     assert not file.exists()
     whole = training.fit(training.load_training_set(preset, run), preset.arm("X"), preset, 0)

@@ -6,7 +6,9 @@ import os
 import runpy
 import subprocess
 import sys
+from logging import ERROR, LogRecord
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -138,6 +140,23 @@ def test_book_on_a_full_disk_ends_in_a_sentence(build, tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith(f"error: {tmp_path}/html cannot be written (No space left on")
     assert not {"Traceback", "RuntimeError"} & set(lines)
+
+
+def test_result_that_may_not_be_replaced_is_named(monkeypatch, capsys):
+    """In the words of this version of Snakemake."""
+    from snakemake.exceptions import ProtectedOutputException
+
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from snakemake_logger_plugin_sparsity_trap import LogHandler
+
+    rule = SimpleNamespace(lineno=1, snakefile="Snakefile")
+    job = SimpleNamespace(rule=rule, output=["results/a.ipynb"], wildcards=None)
+    handler = LogHandler.__new__(LogHandler)
+    handler.__post_init__()
+    said = str(ProtectedOutputException(job, ["results/a.ipynb"]))
+    handler.emit(LogRecord("snakemake", ERROR, "", 0, said, (), None))
+    said = "error: results/a.ipynb cannot be written: make it writable for you\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.slow

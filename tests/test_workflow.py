@@ -13,7 +13,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from test_kill import content, differences
 
 from sparsity_trap import config, steps
@@ -66,14 +65,6 @@ def test_every_page_and_figure_says_that_the_data_are_simulated(smoke_book):
     pages = [p for p in html.rglob("*.html") if (html / "book") in p.parents]
     assert len(pages) >= 15
     assert all("Simulated sections" in page.read_text() for page in pages)
-
-
-@pytest.fixture
-def threads():
-    """Set the number of torch's threads until the end of the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_sections_to_scores_once_more_are_the_same_bytes(
