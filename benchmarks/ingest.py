@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.processes import peak_mb, run_alone
+from sparsity_trap.data.genes import PANEL, PUBLISHED_SPARSITY
+from sparsity_trap.data.inflate import in_threads, pieces, reader
+from sparsity_trap.data.patches import PATCH_BINS
+from sparsity_trap.data.spaceranger import SQUARE, in_order, open_slide
 from sparsity_trap.files import building
-from sparsity_trap.genes import PANEL, PUBLISHED_SPARSITY
-from sparsity_trap.hdf5 import in_threads, pieces, reader
-from sparsity_trap.patches import PATCH_BINS
-from sparsity_trap.visium_hd import SQUARE, in_order, open_slide
 
 if TYPE_CHECKING:
     import h5py
@@ -581,8 +581,8 @@ def write_image_section(outs: Path) -> None:
 
 def cut_patches(outs: Path) -> int:
     """Write the whole patch store of a section, as the data step does; gives its patches."""
-    from sparsity_trap.config import Patches
-    from sparsity_trap.patches import PatchStore, write_store
+    from sparsity_trap.data.patches import PatchStore, write_store
+    from sparsity_trap.settings import Patches
 
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store.zarr"
@@ -599,8 +599,8 @@ def cut_patches(outs: Path) -> int:
 
 def cut_images(outs: Path) -> int:
     """Cut the pictures alone: open the image, read and resample the window of each patch."""
-    from sparsity_trap.patches import resample
-    from sparsity_trap.visium_hd import GridFit
+    from sparsity_trap.data.patches import resample
+    from sparsity_trap.data.spaceranger import GridFit
 
     pitch = IMAGE_PIXELS / (PATCHES_A_SIDE * PATCH_BINS)
     fit = GridFit(np.array([[pitch, 0, pitch / 2], [0, pitch, pitch / 2]]), 0.0, 0.0)

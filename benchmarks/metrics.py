@@ -28,10 +28,10 @@ import numpy as np
 import zarr
 
 from benchmarks.processes import peak_mb, run_alone
-from sparsity_trap.binning import Maps
+from sparsity_trap.bins import Maps
+from sparsity_trap.data.genes import PANEL, panel_table
+from sparsity_trap.data.patches import PATCH_BINS
 from sparsity_trap.files import building
-from sparsity_trap.genes import PANEL, panel_table
-from sparsity_trap.patches import PATCH_BINS
 
 N_PATCHES = 570
 THREADS = 2

@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsity_trap import losses, training
-from sparsity_trap.config import POISSON_ARM, Preset, load_preset
+from sparsity_trap.data.patches import PATCH_BINS, PATCH_PIXELS
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import (
     TOKEN_GRID,
@@ -49,8 +49,8 @@ from sparsity_trap.encoders import (
     views,
 )
 from sparsity_trap.files import building
-from sparsity_trap.patches import PATCH_BINS, PATCH_PIXELS
 from sparsity_trap.provenance import commit, hardware
+from sparsity_trap.settings import POISSON_ARM, Preset, load_preset
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

@@ -15,9 +15,11 @@ patient = "P5"
 # %% tags=["remove-cell"]
 from IPython.display import Markdown
 
-from sparsity_trap import figures, registration, steps
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.genes import in_panel
+from sparsity_trap import steps
+from sparsity_trap.data import alignment as registration
+from sparsity_trap.data.genes import in_panel
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.show import figures
 
 settings = open_preset(preset, source, cohort)
 

@@ -17,9 +17,10 @@ seed = 0
 # %% tags=["remove-cell"]
 from IPython.display import Markdown
 
-from sparsity_trap import figures, results, tables
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import Run
+from sparsity_trap import runs as results
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.settings import Run
+from sparsity_trap.show import figures, tables
 
 settings = open_preset(preset, source, cohort)
 definition = settings.arm(arm)

@@ -15,9 +15,13 @@ source = ""
 cohort = ""
 
 # %% tags=["remove-cell"]
-from sparsity_trap import figures, interactive, published, results, stats, steps, tables
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import PUBLISHED_ARMS
+from sparsity_trap import runs as results
+from sparsity_trap import steps
+from sparsity_trap.analysis import association as stats
+from sparsity_trap.analysis import published
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.settings import PUBLISHED_ARMS
+from sparsity_trap.show import figures, interactive, tables
 
 SHOWN = (*PUBLISHED_ARMS, "D-matched", "D-linear", "E-linear", "E-img2st")
 settings = open_preset(preset, source, cohort)

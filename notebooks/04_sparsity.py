@@ -17,9 +17,12 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import comparisons, figures, interactive, published, results, stats, tables
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import LOSS_PAIRS, MSE_ARM, POISSON_ARM
+from sparsity_trap import runs as results
+from sparsity_trap.analysis import association as stats
+from sparsity_trap.analysis import comparisons, published
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM
+from sparsity_trap.show import figures, interactive, tables
 
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)

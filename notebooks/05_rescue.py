@@ -17,9 +17,13 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import figures, published, results, stats, steps, tables
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.genes import in_panel
+from sparsity_trap import runs as results
+from sparsity_trap import steps
+from sparsity_trap.analysis import association as stats
+from sparsity_trap.analysis import published
+from sparsity_trap.data.genes import in_panel
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.show import figures, tables
 
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)

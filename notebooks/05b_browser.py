@@ -17,8 +17,11 @@ cohort = ""
 # %% tags=["remove-cell"]
 from IPython.display import HTML, Markdown
 
-from sparsity_trap import results, stats, steps, viewers
-from sparsity_trap.cohort import open_preset
+from sparsity_trap import runs as results
+from sparsity_trap import steps
+from sparsity_trap.analysis import association as stats
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.show import browser as viewers
 
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)

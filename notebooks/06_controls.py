@@ -17,17 +17,12 @@ cohort = ""
 # %% tags=["remove-cell"]
 import pandas as pd
 
-from sparsity_trap import (
-    comparisons,
-    control_figures,
-    controls,
-    interactive,
-    results,
-    stats,
-    steps,
-    tables,
-)
-from sparsity_trap.cohort import open_preset
+from sparsity_trap import runs as results
+from sparsity_trap import steps
+from sparsity_trap.analysis import association as stats
+from sparsity_trap.analysis import comparisons, controls
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.show import control_figures, interactive, tables
 from sparsity_trap.training import training_mean
 
 settings = open_preset(preset, source, cohort)

@@ -18,8 +18,10 @@ cohort = ""
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from sparsity_trap import comparisons, control_figures, interactive, mechanism, results, tables
-from sparsity_trap.cohort import open_preset
+from sparsity_trap import runs as results
+from sparsity_trap.analysis import comparisons, mechanism
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.show import control_figures, interactive, tables
 
 settings = open_preset(preset, source, cohort)
 runs = results.load_all(settings)

@@ -17,8 +17,10 @@ cohort = ""
 # %% tags=["remove-cell"]
 from IPython.display import HTML, display
 
-from sparsity_trap import comparisons, control_figures, interactive, results, tables
-from sparsity_trap.cohort import open_preset
+from sparsity_trap import runs as results
+from sparsity_trap.analysis import comparisons
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.show import control_figures, interactive, tables
 
 settings = open_preset(preset, source, cohort)
 table = comparisons.long_table(settings, results.load_all(settings))

@@ -28,11 +28,12 @@ from pathlib import Path
 import numpy as np
 from IPython.display import Markdown
 
-from sparsity_trap import figures, steps
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import ROOT, Run
-from sparsity_trap.genes import in_panel
+from sparsity_trap import steps
+from sparsity_trap.data.genes import in_panel
+from sparsity_trap.data.sections import open_preset
 from sparsity_trap.predict import predict_image, predict_section, write
+from sparsity_trap.settings import ROOT, Run
+from sparsity_trap.show import figures
 
 settings = open_preset(preset, source, cohort)
 run = Run(arm=arm, test_patient=test_patient, seed=seed)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsity_trap.config import Decoder as DecoderSettings
 from sparsity_trap.encoders import TOKEN_GRID
+from sparsity_trap.settings import Decoder as DecoderSettings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sparsity_trap.config import ROOT, Preset, UserError, load_preset
+from sparsity_trap.settings import ROOT, Preset, UserError, load_preset
 
 #: Packages whose version can change a result or whether a file can be read.
 PACKAGES = (
@@ -192,7 +192,7 @@ def panel(preset: Preset) -> Iterator[Row]:
 
 def _panel(preset: Preset) -> list[str] | None:
     """Symbols of the panel; None for variable genes that are not chosen yet."""
-    from sparsity_trap import genes
+    from sparsity_trap.data import genes
 
     if preset.genes.panel == "variable" and not preset.panel_file.is_file():
         return None
@@ -201,7 +201,7 @@ def _panel(preset: Preset) -> list[str] | None:
 
 def label_maps(preset: Preset) -> Iterator[Row]:
     """Cell-type maps of the source ``tissue-map``; missing ones are downloaded at first use."""
-    from sparsity_trap.simulate import LABEL_SHA256, find_labels
+    from sparsity_trap.simulation.section import LABEL_SHA256, find_labels
     from sparsity_trap.steps import LABELS, LABELS_VARIABLE
 
     folder = Path(os.environ.get(LABELS_VARIABLE, LABELS))
@@ -229,11 +229,11 @@ def section(name: str, this, preset: Preset | None = None) -> Iterator[Row]:
     name
         Patient.
     this
-        A :class:`sparsity_trap.cohort.Section`.
+        A :class:`sparsity_trap.data.sections.Section`.
     preset
         Names the gene panel; without one, genes are not checked.
     """
-    from sparsity_trap import cohort
+    from sparsity_trap.data import sections as cohort
 
     slide = cohort.open_section(name, this)
     rows, cols = slide.array_shape
@@ -248,7 +248,7 @@ def section(name: str, this, preset: Preset | None = None) -> Iterator[Row]:
 
 
 def _counts(name: str, this) -> Iterator[Row]:
-    from sparsity_trap.cohort import check_counts
+    from sparsity_trap.data.sections import check_counts
 
     check_counts(name, this)
     yield Row(f"{name} counts", "ok", "whole numbers in 2 µm bins")
@@ -271,7 +271,7 @@ def _genes(genes: Sequence[str], preset: Preset) -> Iterator[Row]:
 
 
 def _geometry(name: str, this, slide) -> Iterator[Row]:
-    from sparsity_trap import cohort
+    from sparsity_trap.data import sections as cohort
 
     with slide.open_image() as image:
         height, width = image.shape[:2]
@@ -293,7 +293,7 @@ def _geometry(name: str, this, slide) -> Iterator[Row]:
 
 
 def _mask(name: str, this, slide) -> Iterator[Row]:
-    from sparsity_trap.cohort import check_mask
+    from sparsity_trap.data.sections import check_mask
 
     check_mask(name, this, slide)
     yield Row("", "ok", f"{this.mask}")
@@ -316,7 +316,7 @@ def _versions(matrix: Path) -> str:
 
 
 def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
-    from sparsity_trap import cohort as cohorts
+    from sparsity_trap.data import sections as cohorts
 
     if cohort_file is not None:
         cohort = cohorts.read_cohort(cohort_file)
@@ -350,7 +350,7 @@ def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
 
 
 def _distinct(cohort) -> Iterator[Row]:
-    from sparsity_trap.cohort import check_distinct
+    from sparsity_trap.data.sections import check_distinct
 
     check_distinct(cohort)
     yield Row("", "ok", f"{len(cohort.patients)} sections and images, all different")

@@ -32,9 +32,9 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from tqdm import tqdm
 
-from sparsity_trap.config import ROOT, UserError
 from sparsity_trap.files import building
 from sparsity_trap.progress import display_options
+from sparsity_trap.settings import ROOT, UserError
 
 #: Folder of all data sets on 10x Genomics' server.
 BASE = "https://cf.10xgenomics.com/samples/spatial-exp/3.0.0"
@@ -93,7 +93,7 @@ def download(patient: str, to: Path, base: str = BASE) -> Path:
     Returns
     -------
     The ``outs`` folder, ``to/<patient>/outs``, laid out as
-    :func:`sparsity_trap.visium_hd.open_slide` expects it.
+    :func:`sparsity_trap.data.spaceranger.open_slide` expects it.
 
     Raises
     ------

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 import zarr
 from torch import Tensor, nn
 
-from sparsity_trap.config import Encoder as EncoderSettings
-from sparsity_trap.config import UserError
+from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.files import building
-from sparsity_trap.patches import PatchStore
 from sparsity_trap.progress import track
+from sparsity_trap.settings import Encoder as EncoderSettings
+from sparsity_trap.settings import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

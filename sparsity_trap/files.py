@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sparsity_trap.config import UserError
+from sparsity_trap.settings import UserError
 
 _FULL = "free some space, or make {} a link to a folder on a larger disk"
 _CLOSED = "make {} writable for you, or a link to a folder that is"

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sparsity_trap.binning import bin_mask
-from sparsity_trap.config import BIN_UM, Arm
+from sparsity_trap.bins import bin_mask
+from sparsity_trap.settings import BIN_UM, Arm
 
 #: Below this η, log softplus(η) = η to float32 precision, and softplus itself loses digits.
 _LOG_SOFTPLUS_LINEAR = -15.0

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from sparsity_trap.binning import Maps, bin_mask, bin_sum
-from sparsity_trap.config import UserError
+from sparsity_trap.bins import Maps, bin_mask, bin_sum
+from sparsity_trap.settings import UserError
 
 #: 2 µm bins along one side of a 2, 4, 8 and 16 µm bin.
 FACTORS = (1, 2, 4, 8)
@@ -630,7 +630,7 @@ def _packed(counts: np.ndarray, rate: np.ndarray) -> np.ndarray:
 
 def _spearman(packed: np.ndarray) -> float:
     """Spearman's coefficient of pairs from ``_packed``, which are sorted in place."""
-    from sparsity_trap import kernels
+    from sparsity_trap import _loops as kernels
 
     packed.sort()  # numbers alone sort several times faster than they give their order
     ties = np.bincount(packed.astype(np.uint32))  # of counts, the lower half
@@ -652,7 +652,7 @@ def _sums_on_cpu(
     pool: ThreadPoolExecutor,
 ) -> PatchSums:
     """Sums of one patch by the compiled loops, each thread with a share of the genes."""
-    from sparsity_trap import kernels
+    from sparsity_trap import _loops as kernels
 
     genes, height, width = truth.shape
     masks = tuple(bin_mask(mask, factor).numpy() for factor in FACTORS)
@@ -678,7 +678,7 @@ def _sums_on_cpu(
 
 
 def _moments_on_cpu(truth: Tensor, pred: Tensor, mask: Tensor, bin_factor: int) -> Moments:
-    from sparsity_trap import kernels
+    from sparsity_trap import _loops as kernels
 
     bin_sum(mask, bin_factor)  # refuses a map that cannot be cut
     out = np.zeros((len(truth), 6))
@@ -690,7 +690,7 @@ def _moments_on_cpu(truth: Tensor, pred: Tensor, mask: Tensor, bin_factor: int) 
 def _ssim_on_cpu(
     truth: Tensor, pred: Tensor, mask: Tensor, span: np.ndarray, out: np.ndarray
 ) -> None:
-    from sparsity_trap import kernels
+    from sparsity_trap import _loops as kernels
 
     kernels.ssim_maps(*_loadable(truth, pred), mask.numpy(), span.copy(), out)
 

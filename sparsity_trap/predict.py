@@ -22,15 +22,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparsity_trap.config import BIN_UM, Preset, Run, UserError
-from sparsity_trap.decoders import build_decoder
-from sparsity_trap.encoders import load_encoder
-from sparsity_trap.files import building
-from sparsity_trap.patches import PATCH_BINS, PatchStore, resample
-from sparsity_trap.progress import track
-from sparsity_trap.provenance import commit
-from sparsity_trap.training import Model
-from sparsity_trap.visium_hd import (
+from sparsity_trap.data.patches import PATCH_BINS, PatchStore, resample
+from sparsity_trap.data.spaceranger import (
     GridFit,
     Orientation,
     Slide,
@@ -38,6 +31,13 @@ from sparsity_trap.visium_hd import (
     orientation_of,
     read_region,
 )
+from sparsity_trap.decoders import build_decoder
+from sparsity_trap.encoders import load_encoder
+from sparsity_trap.files import building
+from sparsity_trap.progress import track
+from sparsity_trap.provenance import commit
+from sparsity_trap.settings import BIN_UM, Preset, Run, UserError
+from sparsity_trap.training import Model
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -564,7 +564,7 @@ def _sum_matrix(bins: np.ndarray, number: np.ndarray) -> tuple[sp.csr_array, np.
 
 
 def _origin_of(trained: Trained, section: _Section, bin_um: int) -> dict[str, object]:
-    from sparsity_trap.figures import MARKS
+    from sparsity_trap.show.figures import MARKS
 
     mark = MARKS.get(section.source, "")
     if not mark and trained.preset.source in MARKS:

@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from sparsity_trap.config import ROOT, Preset
+from sparsity_trap.settings import ROOT, Preset
 
 #: Packages whose versions can change a result.
 _PACKAGES = (

@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsity_trap import published
-from sparsity_trap.config import Preset
+from sparsity_trap.analysis import published
+from sparsity_trap.data.patches import PATCH_BINS, PATCH_PIXELS
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import TOKEN_GRID, views
-from sparsity_trap.patches import PATCH_BINS, PATCH_PIXELS
+from sparsity_trap.settings import Preset
 
 #: Public files of one section: the archive of binned outputs and the image, GB (10x Genomics).
 RAW_GB = 16 + 12.5

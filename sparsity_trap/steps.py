@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from sparsity_trap.cohort import Cohort, Section, check_distinct, check_section, real_section
-from sparsity_trap.config import ROOT, Preset, Run, UserError
+from sparsity_trap.data.genes import choose_variable_genes, moments_of_totals
+from sparsity_trap.data.genes import panel as read_panel
+from sparsity_trap.data.patches import PatchStore, write_store
+from sparsity_trap.data.sections import Cohort, Section, check_distinct, check_section, real_section
 from sparsity_trap.encoders import cache_tokens
 from sparsity_trap.files import building
-from sparsity_trap.genes import choose_variable_genes, moments_of_totals
-from sparsity_trap.genes import panel as read_panel
-from sparsity_trap.patches import PatchStore, write_store
+from sparsity_trap.settings import ROOT, Preset, Run, UserError
 from sparsity_trap.training import train
 
 #: Folder of the cell-type maps of the source ``tissue-map``, relative to the repository.
@@ -33,7 +33,7 @@ def section(preset: Preset, patient: str) -> Section:
         return real_section(preset, patient)
     outs = preset.outs(patient)
     if not outs.is_dir():
-        from sparsity_trap.simulate import simulate_section
+        from sparsity_trap.simulation.section import simulate_section
 
         simulate_section(
             outs,

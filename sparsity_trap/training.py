@@ -47,15 +47,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsity_trap import losses, metrics
-from sparsity_trap.binning import bin_mask, bin_sum
-from sparsity_trap.config import BIN_UM, Arm, Preset, Run, Training, UserError, as_json
+from sparsity_trap.bins import bin_mask, bin_sum
+from sparsity_trap.data.genes import panel
+from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import dihedral
 from sparsity_trap.files import building
-from sparsity_trap.genes import panel
-from sparsity_trap.patches import PatchStore
 from sparsity_trap.progress import track
 from sparsity_trap.provenance import record
+from sparsity_trap.settings import BIN_UM, Arm, Preset, Run, Training, UserError, as_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -1089,7 +1089,7 @@ def main() -> None:
     parser.add_argument("--source", default="", help="replaces the preset's source")
     parser.add_argument("--cohort", default="", help="YAML file that says where real sections lie")
     options = parser.parse_args()
-    from sparsity_trap.cohort import open_preset
+    from sparsity_trap.data.sections import open_preset
 
     try:
         preset = open_preset(options.preset, options.source, options.cohort)

@@ -53,7 +53,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     class OneBook(LoadScopeScheduling):
         def schedule(self) -> None:
             if compiling.wait():
-                pytest.exit("the kernels of sparsity_trap/kernels.py cannot be compiled", 1)
+                pytest.exit("the kernels of sparsity_trap/_loops.py cannot be compiled", 1)
             super().schedule()
 
         def _split_scope(self, nodeid: str) -> str:
@@ -89,7 +89,7 @@ def smoke_book(tmp_path_factory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
     # The compiled kernels too, where tests have run before: it saves compiling them again.
-    for kernel in ROOT.glob("sparsity_trap/__pycache__/kernels.*.nb*"):
+    for kernel in ROOT.glob("sparsity_trap/__pycache__/_loops.*.nb*"):
         target = folder / kernel.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copy2(kernel, target)

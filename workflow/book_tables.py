@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from sparsity_trap import scaling
-from sparsity_trap.config import PUBLISHED_ARMS, ROOT, Preset, load_preset
 from sparsity_trap.decoders import parameter_table
 from sparsity_trap.encoders import encoder_table
+from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset, load_preset
 
 SECTIONS = (3, 100, 10_000)
 

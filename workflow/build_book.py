@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sparsity_trap.config import ROOT
 from sparsity_trap.files import unwritable
 from sparsity_trap.progress import track
+from sparsity_trap.settings import ROOT
 
 BUILT = ROOT / "_build" / "html"
 

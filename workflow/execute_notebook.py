@@ -24,9 +24,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from sparsity_trap.config import UserError, parse_yaml
 from sparsity_trap.files import building
 from sparsity_trap.progress import display_options
+from sparsity_trap.settings import UserError, parse_yaml
 
 #: Longest folder, bytes, for sockets in it: their paths may have 103 (macOS), of which 15 are ours.
 _SOCKET_FOLDER = 88

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from sparsity_trap.config import SOURCE_NAMES, Preset, Run
+from sparsity_trap.settings import SOURCE_NAMES, Preset, Run
 
 
 def as_page(

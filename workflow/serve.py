@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-from sparsity_trap.config import ROOT, UserError
+from sparsity_trap.settings import ROOT, UserError
 
 BOOK = ROOT / "_build" / "html"
 

@@ -13,10 +13,11 @@ import book_tables
 import nbformat
 import pages
 
-from sparsity_trap import steps, viewers
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import ROOT, UserError
+from sparsity_trap import steps
+from sparsity_trap.data.sections import open_preset
 from sparsity_trap.files import building
+from sparsity_trap.settings import ROOT, UserError
+from sparsity_trap.show import browser as viewers
 from sparsity_trap.training import open_tokens
 
 

@@ -3,8 +3,8 @@
 import sys
 
 from sparsity_trap import steps
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import Run, UserError
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.settings import Run, UserError
 
 if __name__ == "__main__":
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:])

@@ -7,10 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from sparsity_trap import claims, comparisons, results
-from sparsity_trap.cohort import open_preset
-from sparsity_trap.config import UserError
+from sparsity_trap import runs as results
+from sparsity_trap.analysis import claims, comparisons
+from sparsity_trap.data.sections import open_preset
 from sparsity_trap.files import building
+from sparsity_trap.settings import UserError
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
-from sparsity_trap.config import SOURCE_NAMES
+from sparsity_trap.settings import SOURCE_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ def plotly_script() -> str:
     small = imagecodecs.gzip_encode(library, level=12)  # libdeflate packs tighter than gzip
     # The length too: the code works on whole groups of four bytes, and browsers refuse a rest.
     packed = f"{len(small)}:{base64.b85encode(small, pad=True).decode()}"
-    assets = _package("sparsity_trap") / "assets"
+    assets = _package("sparsity_trap.show") / "assets"
     loader = (assets / "plotly_loader.js").read_text(encoding="utf8")
     draw = (assets / "plots.js").read_text(encoding="utf8")
     return draw + loader.replace("@PACKED@", packed)

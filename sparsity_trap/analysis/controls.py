@@ -1,0 +1,428 @@
+"""Predictions that need no training, what they say about each metric, and ceilings of PCC.
+
+A control is an iterator over the patches of a store, in store order: one array of rates
+[G, 128, 128] a patch, so that memory does not grow with the section. A store is a ``PatchStore``;
+``predictions`` is a run's rates [N, G, 128, 128], as zarr or in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from functools import reduce
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sparsity_trap.bins import Maps, bin_mask, bin_sum
+from sparsity_trap.metrics import GeneScores, Moments, morans_i
+from sparsity_trap.settings import BIN_UM, UserError
+
+TOKEN_BINS = 8  # 2 µm bins along one side of an encoder token
+
+#: Metrics of the rates themselves: moved by an offset or a factor, as they have to be.
+RATE_METRICS = ("deviance", "d2", "mse")
+
+#: What softplus makes of an output of 0, counts per bin: the published MSE arm's initial value,
+#: which stays where no loss is taken.
+UNSUPERVISED_RATE = float(np.log(2))
+
+_LOWER_IS_BETTER = ("deviance", "mse")
+_NOT_SCORES = ("sparsity", "mean_count")
+
+
+class Store(Protocol):
+    """The part of ``PatchStore`` that controls read."""
+
+    counts: Maps
+    mask: Maps
+    truth: Maps | None
+    origin: Maps
+
+    @property
+    def genes(self) -> Sequence[str]: ...
+
+
+# --- controls -------------------------------------------------------------------------------------
+
+
+def zeros(store: Store) -> Iterator[np.ndarray]:
+    """No count anywhere."""
+    n, *shape = store.counts.shape
+    return (np.zeros(shape, np.float32) for _ in range(n))
+
+
+def training_mean(store: Store, train_mean: np.ndarray) -> Iterator[np.ndarray]:
+    """Each gene's mean count per bin in the training sections [G], everywhere."""
+    n, *shape = store.counts.shape
+    flat = np.asarray(train_mean, np.float32)[:, None, None]
+    return (np.broadcast_to(flat, shape) for _ in range(n))
+
+
+def patch_mean(store: Store) -> Iterator[np.ndarray]:
+    """Each gene's mean count over the tissue of the patch itself.
+
+    Knows the answer between patches and nothing within: what a model scores above it, it owes to
+    structure within patches.
+    """
+    for i in range(store.counts.shape[0]):
+        counts, mask = np.asarray(store.counts[i]), np.asarray(store.mask[i])
+        mean = counts[:, mask].sum(1) / max(mask.sum(), 1)
+        yield np.broadcast_to(mean[:, None, None].astype(np.float32), counts.shape)
+
+
+def shuffled(predictions: Maps, seed: int) -> Iterator[np.ndarray]:
+    """The model's prediction of another patch of the section, drawn so that none keeps its own.
+
+    Raises
+    ------
+    UserError
+        There is only one patch.
+    """
+    n = predictions.shape[0]
+    if n < 2:
+        raise UserError("one patch cannot be shuffled: score a section of at least two")
+    order = np.random.default_rng(seed).permutation(n)
+    source = np.empty(n, int)
+    source[order] = np.roll(order, 1)  # one cycle through all patches
+    return (_rates(predictions, i) for i in source)
+
+
+def next_tile(predictions: Maps) -> Iterator[np.ndarray]:
+    """The model's prediction of the next patch of the store, mostly the neighbour to the right.
+
+    Neighbours share tissue, so this keeps more of the section's large structure than a shuffle.
+    """
+    n = predictions.shape[0]
+    return (_rates(predictions, (i + 1) % n) for i in range(n))
+
+
+def blurred(predictions: Maps, sigma: float) -> Iterator[np.ndarray]:
+    """The model's prediction under a Gaussian of ``sigma`` 2 µm bins, patch by patch."""
+    from scipy.ndimage import gaussian_filter
+
+    for i in range(predictions.shape[0]):
+        yield gaussian_filter(_rates(predictions, i), sigma, axes=(1, 2), mode="nearest")
+
+
+def shifted(predictions: Maps, bins: int) -> Iterator[np.ndarray]:
+    """The model's prediction moved right by some 2 µm bins; the first column fills the gap."""
+    for i in range(predictions.shape[0]):
+        rates = _rates(predictions, i)
+        width = rates.shape[2]
+        yield rates[:, :, np.maximum(np.arange(width) - bins, 0)]
+
+
+def scaled(predictions: Maps, factor: float) -> Iterator[np.ndarray]:
+    """The model's prediction times a factor."""
+    return (_rates(predictions, i) * np.float32(factor) for i in range(predictions.shape[0]))
+
+
+def offset(
+    predictions: Maps, by: np.ndarray | float, outside: Maps | None = None
+) -> Iterator[np.ndarray]:
+    """The model's prediction plus a constant for each gene [G], or for all.
+
+    With masks [N, H, W] in ``outside``, only in the bins off tissue.
+    """
+    by = np.broadcast_to(np.asarray(by, np.float32), predictions.shape[1])[:, None, None]
+    for i in range(predictions.shape[0]):
+        where = True if outside is None else ~np.asarray(outside[i])
+        yield _rates(predictions, i) + by * where
+
+
+def oracle(store: Store) -> Iterator[np.ndarray]:
+    """The rate from which a simulated section's counts were drawn.
+
+    Raises
+    ------
+    UserError
+        The section is real.
+    """
+    if store.truth is None:
+        raise UserError("the true rate of a real section is not known: use a simulated one")
+    truth = store.truth
+    return (_rates(truth, i) for i in range(truth.shape[0]))
+
+
+def oracle_of_tokens(store: Store, bins: int = TOKEN_BINS) -> Iterator[np.ndarray]:
+    """The true rate, averaged over encoder tokens of 16 µm: the best without detail in them."""
+    for rate in oracle(store):
+        mean = bin_sum(rate, bins) / bins**2
+        yield mean.repeat(bins, 1).repeat(bins, 2)
+
+
+def _rates(maps: Maps, i: int) -> np.ndarray:
+    return np.asarray(maps[i], dtype=np.float32)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def score(
+    store: Store,
+    rates: Iterable[np.ndarray],
+    train_mean: np.ndarray | None = None,
+    name: str = "prediction",
+) -> GeneScores:
+    """Scores of a control, or of a run's predictions, against the counts of a store."""
+    scores = GeneScores(store.genes, train_mean=train_mean, name=name)
+    for i, rate in enumerate(rates):
+        part = slice(i, i + 1)
+        truth = None if store.truth is None else np.asarray(store.truth[part], np.float32)
+        scores.update(store.counts[part], rate[None], store.mask[part], truth)
+    return scores
+
+
+def control_table(
+    store: Store,
+    predictions: Maps,
+    train_mean: np.ndarray,
+    *,
+    seed: int = 0,
+    blur_bins: Sequence[float] = (4, 16),
+    shift_bins: Sequence[int] = (4, 16),
+    name: str = "model",
+) -> pd.DataFrame:
+    """Every metric of a model's predictions and of the controls made from them.
+
+    Parameters
+    ----------
+    store
+        The test section.
+    predictions
+        The model's rates [N, G, 128, 128].
+    train_mean
+        [G] mean count per bin of each gene in the training sections.
+    seed
+        RNG seed of the shuffle.
+    blur_bins, shift_bins
+        Standard deviations and distances, in 2 µm bins.
+    name
+        Whose predictions these are, for errors.
+
+    Returns
+    -------
+    DataFrame, one row for each control (index ``control``; the first is ``model``), mean over genes
+    of each metric. The offset is each gene's training mean, and ``UNSUPERVISED_RATE`` off tissue. NaN where no gene has a value; ``undefined_pcc_8um`` counts the genes whose
+    PCC at 8 µm is left out of the mean. Shuffles are missing for a section of one patch, oracles
+    for a real section.
+    """
+    rows = {
+        "model": (_rates(predictions, i) for i in range(predictions.shape[0])),
+        "zeros": zeros(store),
+        "training mean": training_mean(store, train_mean),
+        "patch mean": patch_mean(store),
+        **{f"blurred {BIN_UM * s:g} µm": blurred(predictions, s) for s in blur_bins},
+        **{f"shifted {BIN_UM * k:g} µm": shifted(predictions, k) for k in shift_bins},
+        "scaled by 2": scaled(predictions, 2),
+        "offset": offset(predictions, train_mean),
+        "offset off tissue": offset(predictions, UNSUPERVISED_RATE, store.mask),
+    }
+    if predictions.shape[0] > 1:
+        rows |= {"shuffled": shuffled(predictions, seed), "next tile": next_tile(predictions)}
+    if store.truth is not None:
+        rows |= {"oracle": oracle(store), "oracle at 16 µm": oracle_of_tokens(store)}
+    table = {}
+    for control, rates in rows.items():
+        scores = score(store, rates, train_mean, f"{name}, {control}")
+        columns = {k: v for k, v in scores.compute().items() if k not in _NOT_SCORES}
+        table[control] = {k: _mean(v) for k, v in columns.items()}
+        table[control]["undefined_pcc_8um"] = scores.undefined()["pcc_8um"]
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("control")
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else np.nan
+
+
+def metric_audit(
+    table: pd.DataFrame, shuffle_tolerance: float = 0.25, move_tolerance: float = 0.01
+) -> pd.DataFrame:
+    """Which metrics tell a model from its controls.
+
+    The null of a metric is what it is read to mean "nothing learned": 0 for correlations, SSIM and
+    D², the share of bins with a count for AUPRC, the training mean's value for deviance and MSE;
+    calibration has none. The lead of a model is its distance from the null, in the direction of
+    better.
+
+    Parameters
+    ----------
+    table
+        From ``control_table``.
+    shuffle_tolerance
+        A metric discriminates when the model leads and shuffled patches keep at most this share of
+        the lead (or fall below the null).
+    move_tolerance
+        A metric is invariant when a change moves it by at most this share of the lead; of its own
+        value where it has no null.
+
+    Returns
+    -------
+    DataFrame, one row for each metric: ``model``, ``shuffled``, ``zeros``, ``null``,
+    ``discriminates``, ``invariant_to_offset``, ``invariant_to_scale``, ``ignores_off_tissue``,
+    ``claim`` and ``can_carry_a_claim``. The claim is "where" for metrics that discriminate and that
+    nothing else moves: they say which model knows better where transcripts are. It is "rates"
+    for ``RATE_METRICS`` that discriminate and ignore what is off tissue: they score the
+    rates as such, so a difference between two models may be one of level alone, and is to be read
+    beside calibration. Otherwise it is "none".
+    """
+    metrics = [c for c in table if c not in ("auprc_base", "undefined_pcc_8um")]
+    rows = {}
+    for metric in metrics:
+        value = table[metric].reindex(
+            ["model", "shuffled", "zeros", "training mean", "offset", "scaled by 2"]
+            + ["offset off tissue"]
+        )
+        model = value["model"]
+        null = 0.0
+        if metric in _LOWER_IS_BETTER:
+            null = value["training mean"]
+        elif metric == "auprc":
+            null = table["auprc_base"]["model"]
+        elif metric == "calibration":
+            null = np.nan
+        sign = -1 if metric in _LOWER_IS_BETTER else 1
+        lead, kept = sign * (model - null), sign * (value["shuffled"] - null)
+        scale = abs(model if np.isnan(null) else lead)
+
+        def unmoved(control: str, value=value, model=model, scale=scale) -> bool:
+            return bool(abs(value[control] - model) <= move_tolerance * scale)
+
+        discriminates = bool(lead > 0 and kept <= shuffle_tolerance * lead)
+        unmoved_by = [unmoved(c) for c in ("offset", "scaled by 2", "offset off tissue")]
+        claim = "none"
+        if discriminates and all(unmoved_by):
+            claim = "where"
+        elif discriminates and unmoved_by[2] and metric in RATE_METRICS:
+            claim = "rates"
+        rows[metric] = {
+            "model": model,
+            "shuffled": value["shuffled"],
+            "zeros": value["zeros"],
+            "null": null,
+            "discriminates": discriminates,
+            "invariant_to_offset": unmoved_by[0],
+            "invariant_to_scale": unmoved_by[1],
+            "ignores_off_tissue": unmoved_by[2],
+            "claim": claim,
+            "can_carry_a_claim": claim != "none",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+
+
+def morans_table(store: Store, predictions: Maps) -> pd.DataFrame:
+    """Moran's I at 8 µm of counts and prediction, by squidpy; see ``metrics.morans_i``.
+
+    Holds the 8 µm maps of the section in memory, about 0.5 GB for 570 patches of 50 genes.
+
+    Returns
+    -------
+    DataFrame with ``gene``, ``moran_truth`` and ``moran_prediction``.
+    """
+    mask = bin_mask(np.asarray(store.mask[:]), 4)
+    columns = {}
+    for column, maps in (("moran_truth", store.counts), ("moran_prediction", predictions)):
+        maps8 = [_inside8(maps, store.mask, i) for i in range(maps.shape[0])]
+        columns[column] = morans_i(np.stack(maps8), mask, store.origin[:])
+    return pd.DataFrame({"gene": list(store.genes), **columns})
+
+
+def _inside8(maps: Maps, mask: Maps, i: int) -> np.ndarray:
+    return bin_sum(np.where(mask[i], _rates(maps, i), 0), 4)
+
+
+# --- ceilings -------------------------------------------------------------------------------------
+
+
+def poisson_ceiling(rate: Maps, mask: Maps, bin_factor: int = 4) -> np.ndarray:
+    """Best attainable PCC of any prediction with Poisson counts of a known rate.
+
+    sqrt(Var λ / (Var λ + E λ)) over in-tissue bins: the correlation of the rate itself with its
+    counts, in expectation.
+
+    Parameters
+    ----------
+    rate
+        True rates at 2 µm [N, G, H, W].
+    mask
+        bool [N, H, W], tissue.
+    bin_factor
+        2 µm bins along one side of the bins that are scored; 4 is 8 µm.
+
+    Returns
+    -------
+    float64 [G]; 0 for a constant rate, NaN for a rate of 0 and without tissue.
+    """
+    parts = (_moments(x, x) for x in _in_tissue(rate, mask, bin_factor))
+    moments = reduce(Moments.__add__, parts)
+    with np.errstate(invalid="ignore"):
+        variance = moments.xx / moments.n
+        return np.sqrt(variance / (variance + moments.mean_x))
+
+
+def split_ceiling(
+    counts: Maps, mask: Maps, bin_factor: int = 4, repeats: int = 10, seed: int = 0
+) -> np.ndarray:
+    """Best attainable PCC, estimated from counts by splitting them in binomial halves.
+
+    The halves of Poisson counts are independent given the rate, so their correlation r comes from
+    the rate alone. The full counts have the reliability 2 r / (1 + r) (Spearman and Brown, 1910), of
+    which the square root bounds the correlation of any prediction with them. Splitting cannot tell
+    structure from noise that neighbouring bins share; it takes both for signal. Its error is that
+    of a correlation: about 0.02 at a ceiling of 0.5 with 20,000 bins, more where counts are rarer.
+
+    Parameters
+    ----------
+    counts
+        Counts at 2 µm [N, G, H, W].
+    mask, bin_factor
+        As for ``poisson_ceiling``.
+    repeats
+        Splits whose correlations are averaged.
+    seed
+        RNG seed; patch by patch, so the result does not depend on how a store is read.
+
+    Returns
+    -------
+    float64 [G]; NaN where the mean correlation of the halves is not positive.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats = {repeats}: at least one split is needed")
+
+    def split(i: int, y: np.ndarray) -> Moments:
+        rng = np.random.default_rng([seed, i])
+        # Sums of binomial halves are binomial halves of sums, so larger bins are split as they are.
+        whole = y.astype(np.int64)
+        # One split at a time: all of them, of a large panel, are gigabytes.
+        halves = (rng.binomial(whole, 0.5).astype(float) for _ in range(repeats))
+        each = [_moments(half, y - half) for half in halves]
+        return Moments(
+            *(np.concatenate([getattr(m, f.name) for m in each]) for f in fields(Moments))
+        )
+
+    parts = enumerate(_in_tissue(counts, mask, bin_factor))
+    r = reduce(Moments.__add__, (split(i, y) for i, y in parts)).pcc()
+    # A gene with a count or two may leave a half empty: that split found no correlation.
+    r = np.nan_to_num(r.reshape(repeats, -1)).mean(0)
+    r = np.where(r > 0, r, np.nan)
+    return np.sqrt(2 * r / (1 + r))
+
+
+def _moments(x: np.ndarray, y: np.ndarray) -> Moments:
+    """Moments [rows] over the last axis, the other axes made one."""
+    bins = x.shape[-1]
+    shape = x.size // max(bins, 1) or len(x), 1, bins
+    first, second = (torch.from_numpy(v).reshape(shape) for v in (x, y))
+    return Moments.of(first, second, torch.ones((1, bins), dtype=torch.bool))
+
+
+def _in_tissue(maps: Maps, mask: Maps, bin_factor: int) -> Iterator[np.ndarray]:
+    """Each patch's bins of the wanted size in tissue, float64 [G, bins]."""
+    for i in range(maps.shape[0]):
+        inside = np.asarray(mask[i])
+        x = np.where(inside, np.asarray(maps[i], np.float64), 0)
+        yield bin_sum(x, bin_factor)[:, bin_mask(inside, bin_factor)]

@@ -1,0 +1,451 @@
+"""Patches of one section as zarr: H&E images, counts and tissue mask on one grid.
+
+The stored grid is the array grid turned until rows run down and columns run right in the H&E.
+Patches are 128 x 128 bins (256 µm) at 2 µm, images 224 x 224 pixels over the same square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from sparsity_trap.settings import Patches, Source, UserError
+from sparsity_trap.files import building
+from sparsity_trap.progress import track
+from sparsity_trap.data.alignment import stripe_factors
+from sparsity_trap.data.spaceranger import (
+    GridFit,
+    Orientation,
+    Positions,
+    Slide,
+    fit_grid_to_pixels,
+    in_order,
+    orientation_of,
+    read_region,
+)
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+PATCH_BINS = 128
+PATCH_PIXELS = 224
+PITCH = PATCH_BINS / PATCH_PIXELS  # bins per image pixel, 4/7
+OVERVIEW_BINS = 4  # an overview pixel is 8 µm wide
+OVERVIEW_PIXELS = round(OVERVIEW_BINS / PITCH)  # and 7 image pixels
+
+
+class PatchStore:
+    """Read access to the patches of one section.
+
+    Parameters
+    ----------
+    path
+        Folder written by :func:`write_store`.
+
+    Attributes
+    ----------
+    images
+        uint8 ``[N, 224, 224, 3]``.
+    counts
+        uint16 ``[N, G, 128, 128]``, raw UMI counts.
+    mask
+        bool ``[N, 128, 128]``, bins in tissue.
+    origin
+        int32 ``[N, 2]``, row and column of each patch's first bin in the oriented grid.
+    truth
+        float16 ``[N, G, 128, 128]``, the rate each count was drawn from; None for real sections.
+    overview
+        uint8 ``[h, w, 3]``, H&E of the whole grid at 8 µm per pixel.
+    total
+        uint32 ``[h, w]``, counts of all genes per 8 µm bin, on the grid of ``overview``.
+    row_factor, col_factor
+        float32 ``[rows]`` and ``[cols]`` of the oriented grid: capture efficiency of single lines of
+        bins, estimated from all genes; see ``registration.stripe_factors``.
+    genes, patient, source, bin_um, grid_shape, microns_per_pixel
+        What the section is; ``microns_per_pixel`` is that of the full-resolution image.
+    registration
+        Residuals in full-resolution pixels: ``patch_rms_px`` and ``patch_max_px``, the largest over
+        patches with a map of their own; ``section_max_px`` with one affine map for the section.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not (self.path / "zarr.json").is_file():
+            raise UserError(f"{self.path} is not a patch store: run the data step for this patient")
+        group = zarr.open_group(self.path, mode="r")
+        if "row_factor" not in group:
+            raise UserError(f"{self.path} was written by an older version: run the data step again")
+        self.images: zarr.Array = group["images"]
+        self.counts: zarr.Array = group["counts"]
+        self.mask: zarr.Array = group["mask"]
+        self.origin: zarr.Array = group["origin"]
+        self.truth: zarr.Array | None = group.get("truth")
+        self.overview: zarr.Array = group["overview"]
+        self.total: zarr.Array = group["total"]
+        self.row_factor: zarr.Array = group["row_factor"]
+        self.col_factor: zarr.Array = group["col_factor"]
+        attrs: dict[str, Any] = dict(group.attrs)
+        self.genes: tuple[str, ...] = tuple(attrs["genes"])
+        self.patient: str = attrs["patient"]
+        self.source: Source = attrs["source"]
+        self.bin_um: float = attrs["bin_um"]
+        self.grid_shape: tuple[int, int] = tuple(attrs["grid_shape"])
+        self.microns_per_pixel: float = attrs["microns_per_pixel"]
+        self.registration: dict[str, float] = attrs["registration"]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def stripe_offset(self, patch: int) -> np.ndarray:
+        """Log of the row and column factor of each bin of a patch, float32 ``[128, 128]``."""
+        row, col = self.origin[patch]
+        rows, cols = (
+            self.row_factor[row : row + PATCH_BINS],
+            self.col_factor[col : col + PATCH_BINS],
+        )
+        return np.add.outer(np.log(rows), np.log(cols))
+
+
+def write_store(
+    slide: Slide,
+    genes: Sequence[str],
+    path: Path | str,
+    *,
+    patient: str,
+    source: Source,
+    settings: Patches,
+    mask: Path | None = None,
+) -> None:
+    """Cut a section into patches and write them.
+
+    Patches do not overlap; those cut off by the edge of the grid, or with less tissue than
+    ``settings.min_tissue``, are left out. Where ``outs/truth.zarr`` exists (simulated sections),
+    the true rates are stored beside the counts.
+
+    Parameters
+    ----------
+    slide
+        The section.
+    genes
+        Symbols, in the order of the gene axis.
+    path
+        Folder to write; it appears, or is replaced, only when complete.
+    patient, source, settings
+        Recorded in the store's attributes, and the least share of tissue.
+    mask
+        Picture of the image's field of view at any scale, black where bins do not count as tissue.
+
+    Raises
+    ------
+    UserError
+        A gene is missing, the image does not fit the positions, or no patch has enough tissue.
+    """
+    with building(Path(path)) as folder:
+        _write(slide, genes, folder, patient, source, settings, mask)
+
+
+def assemble(store: PatchStore, values: np.ndarray, bin_factor: int) -> np.ndarray:
+    """Lay patches out as a map of the whole section.
+
+    Parameters
+    ----------
+    store
+        Gives position of the patches and shape of the section.
+    values
+        ``[N, h, w]`` or ``[N, h, w, 3]`` with ``h = w = 128 / bin_factor``.
+    bin_factor
+        Width of a value in 2 µm bins, a divisor of 128.
+
+    Returns
+    -------
+    float32 ``[grid_rows // bin_factor, grid_cols // bin_factor]`` (with a last axis of 3 for
+    images), NaN where no patch lies.
+    """
+    side = PATCH_BINS // bin_factor
+    if values.shape[:3] != (len(store), side, side) or side * bin_factor != PATCH_BINS:
+        raise ValueError(
+            f"values of shape {values.shape} are not {len(store)} patches of {side} x {side}"
+        )
+    rows, cols = (n // bin_factor for n in store.grid_shape)
+    section = np.full((rows, cols, *values.shape[3:]), np.nan, np.float32)
+    for value, (row, col) in zip(values, store.origin[:] // bin_factor, strict=True):
+        section[row : row + side, col : col + side] = value
+    return section
+
+
+def _write(
+    slide: Slide,
+    genes: Sequence[str],
+    path: Path,
+    patient: str,
+    source: Source,
+    settings: Patches,
+    mask: Path | None,
+) -> None:
+    positions = slide.positions()
+    if mask is not None:
+        positions = _masked(positions, slide, mask)
+    orientation = orientation_of(_fit(positions, stride=16))
+    positions = Positions(*map(orientation.apply, positions))
+    section = _fit(positions, stride=16)
+    shape = positions.in_tissue.shape
+    counts = slide.counts(genes)
+    _turn(counts, orientation, slide, shape)
+    origin = _choose_patches(positions.in_tissue, settings.min_tissue, slide)
+    n = len(origin)
+
+    group = zarr.create_group(path)
+    square = (PATCH_BINS, PATCH_BINS)
+    image_shape = (PATCH_PIXELS, PATCH_PIXELS, 3)
+    images = group.create_array(
+        "images", shape=(n, *image_shape), chunks=(1, *image_shape), dtype="uint8"
+    )
+    maps = {"shape": (n, len(genes), *square), "chunks": (1, len(genes), *square)}
+    stored = group.create_array("counts", dtype="uint16", **maps)
+    rates = _open_truth(slide, genes)
+    truth = group.create_array("truth", dtype="float16", **maps) if rates else None
+    group.create_array("origin", data=origin)
+    group.create_array(
+        "mask", data=np.stack([positions.in_tissue[_window(r, c)] for r, c in origin])
+    )
+    total = np.zeros(shape, np.uint32)
+    for bins, values in _genes(counts):
+        total.reshape(-1)[bins] += values
+    group.create_array("total", data=_coarsen(total).astype(np.uint32))
+    stripes = stripe_factors(total, positions.in_tissue)
+    for name, factor in zip(("row_factor", "col_factor"), stripes, strict=True):
+        group.create_array(name, data=factor)
+    del total
+
+    overview = np.full((shape[0] // OVERVIEW_BINS, shape[1] // OVERVIEW_BINS, 3), 255, np.uint8)
+    number = {(row, col): i for i, (row, col) in enumerate(origin.tolist())}
+    patch_fits = []
+    band = np.empty((len(genes), PATCH_BINS, shape[1]), np.uint16)
+    with slide.open_image() as image:
+        _check_image(image.shape, positions, section, slide)
+        for row in track(range(0, shape[0], PATCH_BINS), f"patches of {patient}", "row"):
+            strip = _truth_strip(rates, orientation, shape, row) if rates else None
+            if row in origin[:, 0]:
+                _fill(band, counts, row)
+            for col in range(0, shape[1], PATCH_BINS):
+                fit = _patch_fit(positions, row, col) or section
+                picture = resample(image, fit, row, col, shape)
+                if picture.size:
+                    small = _coarsen_picture(picture)
+                    r, c = row // OVERVIEW_BINS, col // OVERVIEW_BINS
+                    overview[r : r + small.shape[0], c : c + small.shape[1]] = small
+                i = number.get((row, col))
+                if i is None:
+                    continue
+                patch_fits.append(fit)
+                images[i] = picture
+                stored[i] = band[:, :, col : col + PATCH_BINS]
+                if truth is not None and strip is not None:
+                    truth[i] = strip[:, :, col : col + PATCH_BINS]
+    group.create_array("overview", data=overview)
+    group.attrs.update(
+        genes=list(genes),
+        patient=patient,
+        source=source,
+        bin_um=slide.bin_um,
+        grid_shape=list(shape),
+        microns_per_pixel=slide.microns_per_pixel,
+        registration={
+            "patch_rms_px": max(fit.rms_px for fit in patch_fits),
+            "patch_max_px": max(fit.max_px for fit in patch_fits),
+            "section_max_px": section.max_px,
+        },
+    )
+
+
+def _masked(positions: Positions, slide: Slide, mask: Path) -> Positions:
+    """Take bins that are black in a picture of the image's field of view out of the tissue."""
+    from PIL import Image
+
+    with Image.open(mask) as picture:
+        kept = np.asarray(picture.convert("L")) > 127
+    with slide.open_image() as image:
+        scale = np.array(kept.shape) / image.shape[:2]
+    rows, cols = (
+        np.nan_to_num((pixel + 0.5) * s - 0.5).round().clip(0, n - 1).astype(int)
+        for pixel, s, n in zip((positions.y, positions.x), scale, kept.shape, strict=True)
+    )
+    return positions._replace(in_tissue=positions.in_tissue & kept[rows, cols])
+
+
+def _window(row: int, col: int) -> tuple[slice, slice]:
+    return slice(row, row + PATCH_BINS), slice(col, col + PATCH_BINS)
+
+
+def _fit(positions: Positions, stride: int) -> GridFit:
+    """One map for the whole section, from every ``stride``-th bin in both directions."""
+    rows, cols = np.mgrid[
+        0 : positions.y.shape[0] : stride, 0 : positions.y.shape[1] : stride
+    ].reshape(2, -1)
+    return fit_grid_to_pixels(rows, cols, positions.y[rows, cols], positions.x[rows, cols])
+
+
+def _patch_fit(positions: Positions, row: int, col: int) -> GridFit | None:
+    """The patch's own map; None where the table lists under half of its bins."""
+    y, x = (grid[_window(row, col)] for grid in (positions.y, positions.x))
+    if min(y.shape) < 2 or np.isfinite(y).mean() < 0.5:
+        return None
+    rows, cols = np.indices(y.shape).reshape(2, -1)
+    return fit_grid_to_pixels(rows + row, cols + col, y.ravel(), x.ravel())
+
+
+def _choose_patches(in_tissue: np.ndarray, min_tissue: float, slide: Slide) -> np.ndarray:
+    """First bins ``[N, 2]`` (int32) of the whole patches with enough tissue, row by row."""
+    rows, cols = (n // PATCH_BINS for n in in_tissue.shape)
+    whole = in_tissue[: rows * PATCH_BINS, : cols * PATCH_BINS]
+    share = whole.reshape(rows, PATCH_BINS, cols, PATCH_BINS).mean((1, 3))
+    # A patch without any tissue has nothing to learn from, whatever the setting.
+    origin = np.argwhere((share >= min_tissue) & (share > 0)).astype(np.int32) * PATCH_BINS
+    if len(origin) == 0:
+        raise UserError(
+            f"{slide.outs}: no patch of {PATCH_BINS} x {PATCH_BINS} bins has a tissue share of "
+            f"{min_tissue}: lower patches.min_tissue in the preset or check in_tissue"
+        )
+    return origin
+
+
+def _check_image(
+    image_shape: tuple[int, ...], positions: Positions, section: GridFit, slide: Slide
+) -> None:
+    """Refuse an image that cannot be the one the positions refer to."""
+    inside = positions.in_tissue.copy()
+    for pixel, size in zip((positions.y, positions.x), image_shape[:2], strict=True):
+        inside &= pixel > -1
+        inside &= pixel < size
+    share = inside.sum() / positions.in_tissue.sum()
+    if share < 0.9:
+        raise UserError(
+            f"{slide.image}: only {share:.0%} of the tissue bins lie on this image of "
+            f"{image_shape[1]} x {image_shape[0]} pixels: give the full-resolution image that "
+            "Space Ranger was run with"
+        )
+    found = slide.bin_um / np.sqrt(abs(np.linalg.det(section.matrix[:, :2])))
+    if abs(found / slide.microns_per_pixel - 1) > 0.05:
+        raise UserError(
+            f"{slide.positions_path}: bins lie {found:.3f} µm per pixel apart, but "
+            f"scalefactors_json.json says microns_per_pixel = {slide.microns_per_pixel:.3f}: give "
+            "both files of the same section"
+        )
+
+
+def resample(
+    image: zarr.Array | np.ndarray, fit: GridFit, row: int, col: int, shape: tuple[int, int]
+) -> np.ndarray:
+    """H&E of one block of the grid, uint8 ``[height, width, 3]``, 224 pixels per 128 bins.
+
+    Pixel p of the result lies at bin coordinate ``row + (p + 0.5) * 128 / 224 - 0.5``, so that
+    pixels and bins share the edges of the block. Blocks at the end of the grid are smaller, in
+    whole overview pixels.
+    """
+    from scipy import ndimage
+
+    height, width = (
+        min(PATCH_BINS, n - first) // OVERVIEW_BINS * OVERVIEW_PIXELS
+        for n, first in zip(shape, (row, col), strict=True)
+    )
+    if not height or not width:
+        return np.empty((height, width, 3), np.uint8)
+    step = fit.matrix[:, :2] * PITCH  # image pixels per pixel of the result
+    first = fit(row + 0.5 * PITCH - 0.5, col + 0.5 * PITCH - 0.5)
+    # Anti-aliasing as in skimage.transform.resize: a Gaussian of (factor - 1) / 2 before sampling.
+    sigma = max(0.0, (np.sqrt(abs(np.linalg.det(step))) - 1) / 2)
+    margin = int(np.ceil(4 * sigma)) + 2
+    corners = first[:, None] + step @ np.array([[0, 0, height, height], [0, width, 0, width]])
+    y0, x0 = np.floor(corners.min(1)).astype(int) - margin
+    y1, x1 = np.ceil(corners.max(1)).astype(int) + margin
+    region = read_region(image, y0, y1, x0, x1)
+    channels = []
+    for channel in np.moveaxis(region, 2, 0):
+        smooth = ndimage.gaussian_filter(channel.astype(np.float32), sigma)
+        channels.append(
+            ndimage.affine_transform(
+                smooth,
+                step,
+                first - (y0, x0),
+                output_shape=(height, width),
+                order=1,
+                mode="nearest",
+            )
+        )
+    return np.rint(np.stack(channels, axis=2)).astype(np.uint8)
+
+
+def _coarsen(grid: np.ndarray) -> np.ndarray:
+    """Sums over 8 µm bins, ``[rows // 4, cols // 4]``; a rest at the end is left out."""
+    rows, cols = (n // OVERVIEW_BINS for n in grid.shape)
+    whole = grid[: rows * OVERVIEW_BINS, : cols * OVERVIEW_BINS]
+    return whole.reshape(rows, OVERVIEW_BINS, cols, OVERVIEW_BINS).sum((1, 3))
+
+
+def _coarsen_picture(picture: np.ndarray) -> np.ndarray:
+    """Means over 7 x 7 pixels, which are one overview pixel of 8 µm."""
+    rows, cols = (n // OVERVIEW_PIXELS for n in picture.shape[:2])
+    blocks = picture.reshape(rows, OVERVIEW_PIXELS, cols, OVERVIEW_PIXELS, 3)
+    return np.rint(blocks.mean((1, 3))).astype(np.uint8)
+
+
+def _genes(counts: sp.csc_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Bins, in order, and counts of each gene; writing to them changes ``counts``."""
+    for first, stop in pairwise(counts.indptr):
+        yield counts.indices[first:stop], counts.data[first:stop]
+
+
+def _turn(
+    counts: sp.csc_array, orientation: Orientation, slide: Slide, shape: tuple[int, int]
+) -> None:
+    """Number the bins as the oriented grid of ``shape`` does, in place."""
+    for bins, values in _genes(counts):
+        row, col = np.divmod(bins, np.int32(slide.array_shape[1]))
+        if orientation.transpose:
+            row, col = col, row
+        if orientation.flip_rows:
+            row = shape[0] - 1 - row
+        if orientation.flip_cols:
+            col = shape[1] - 1 - col
+        bins[:] = row * np.int32(shape[1]) + col
+        in_order(bins, values, slide.matrix_path)
+
+
+def _fill(band: np.ndarray, counts: sp.csc_array, row: int) -> None:
+    """Lay out the counts of one row of patches as ``band [G, 128, cols]``."""
+    band[:] = 0
+    first = row * band.shape[2]
+    for dense, (bins, values) in zip(band.reshape(len(band), -1), _genes(counts), strict=True):
+        # Limits of the bins' own type, or the search would convert them all.
+        limits = np.array([first, first + len(dense)], bins.dtype)
+        here = slice(*np.searchsorted(bins, limits))
+        dense[bins[here] - first] = values[here]
+
+
+def _open_truth(slide: Slide, genes: Sequence[str]) -> tuple[zarr.Array, list[int]] | None:
+    """The true rates and the index of each gene in them; None for real sections."""
+    path = slide.outs / "truth.zarr"
+    if not path.is_dir():
+        return None
+    group = zarr.open_group(path, mode="r")
+    known = list(group.attrs["genes"])
+    missing = [gene for gene in genes if gene not in known]
+    if missing or group["rate"].shape[1:] != slide.array_shape:
+        what = f"lacks gene {', '.join(missing)}" if missing else "has another grid"
+        raise UserError(f"{path} {what}: delete the section's outs folder and simulate it again")
+    return group["rate"], [known.index(gene) for gene in genes]
+
+
+def _truth_strip(
+    rates: tuple[zarr.Array, list[int]], orientation: Orientation, shape: tuple[int, int], row: int
+) -> np.ndarray:
+    """True rates ``[G, up to 128, cols]`` of one row of patches."""
+    array, index = rates
+    stop = min(row + PATCH_BINS, shape[0])
+    window = orientation.array_window(shape, slice(row, stop), slice(0, shape[1]))
+    return orientation.apply(array[(slice(None), *window)])[index]

@@ -1,0 +1,575 @@
+"""One function per exhibit. Each returns a figure that carries the kind of data it shows.
+
+Still pictures are matplotlib, interactive ones plotly. Categories and arms keep their colours
+everywhere (Okabe-Ito palette, safe for colour-blind readers).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from scipy.ndimage import gaussian_filter, uniform_filter
+
+from sparsity_trap.analysis.association import SparsityAssociation
+from sparsity_trap.bins import bin_mask, bin_sum
+from sparsity_trap.data.alignment import Shift, stripe_strength
+from sparsity_trap.data.patches import PATCH_BINS, PatchStore, assemble
+
+CATEGORY_COLOURS = {
+    "mitochondrial": "#D55E00",
+    "secretory": "#009E73",
+    "epithelial": "#0072B2",
+    "stromal": "#CC79A7",
+    "immune": "#E69F00",
+    "housekeeping": "#56B4E9",
+    "other": "#7F7F7F",
+}
+MSE_COLOUR, POISSON_COLOUR = "#B5642B", "#1F6F8B"
+_ARM_COLOURS = {
+    "A": "#E69F00",
+    "B": "#56B4E9",
+    "C": "#CC79A7",
+    "D": MSE_COLOUR,
+    "E": POISSON_COLOUR,
+    "V7": "#009E73",
+}
+
+#: Gene names that fit below an axis.
+_NAMES = 80
+
+#: Mark of figures whose data are not measured.
+MARKS = {"simulated": "SIMULATED DATA", "tissue-map": "SIMULATED COUNTS AND H&E, REAL CELL MAP"}
+
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+plt.rcParams.update(_STYLE)
+_COUNTS_MAP = plt.get_cmap("magma").with_extremes(bad="#EDEDED")
+_SCORE_MAP = plt.get_cmap("cividis").with_extremes(bad="#EDEDED")
+
+
+class Exhibit(Figure):
+    """A figure that notebooks show by itself, whatever the backend, and once.
+
+    Attributes
+    ----------
+    data
+        The numbers that are drawn, kept in the notebook beside the picture; None for maps.
+    tissue
+        Whether it shows tissue. It is then a JPEG, else a PNG of 256 colours: each the smaller one.
+    """
+
+    data: pd.DataFrame | None = None
+    tissue: bool = False
+
+    def _repr_png_(self) -> bytes | None:
+        if self.tissue:
+            return None
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png")
+        with Image.open(drawn) as image:
+            # The method that keeps the colours of small things, such as letters.
+            palette = image.convert("RGB").quantize(
+                method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            )
+        palette.save(small, format="png", optimize=True)
+        return small.getvalue()
+
+    def _repr_jpeg_(self) -> bytes | None:
+        if not self.tissue:
+            return None
+        buffer = io.BytesIO()
+        # Colours at full resolution, or letters would blur.
+        options = {"quality": 85, "subsampling": 0, "optimize": True}
+        self.savefig(buffer, format="jpeg", pil_kwargs=options)
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, **_options: object) -> dict[str, str]:
+        if self.data is None:
+            return {}
+        return {"text/csv": self.data.to_csv(index=False, float_format="%.6g")}
+
+
+def _subplots(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    figsize: tuple[float, float],
+    tissue: bool = False,
+    **options,
+):
+    figure = Exhibit(figsize=figsize)
+    figure.tissue = tissue
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
+    """Write the kind of data into the figure where it is not measured; keep the numbers drawn."""
+    figure.data = data
+    if source in MARKS:
+        figure.text(
+            0.995, 0.002, MARKS[source], ha="right", va="bottom", fontsize=6.5, color="#A32020",
+            weight="bold", in_layout=False,
+        )  # fmt: skip
+        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    return figure
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def section_overview(store: PatchStore) -> Figure:
+    """H&E, counts per 8 µm bin, and both laid over each other with the patches outlined."""
+    image, total = store.overview[:], store.total[:].astype(float)
+    figure, axes = _subplots(1, 3, figsize=(10, 3.6), tissue=True)
+    top = np.percentile(total[total > 0], 99.5) if total.any() else 1
+    for axis in axes:
+        axis.set_axis_off()
+    axes[0].imshow(image)
+    axes[0].set_title(f"H&E, patient {store.patient}")
+    shown = axes[1].imshow(total, cmap=_COUNTS_MAP, norm=PowerNorm(0.5, 0, top))
+    axes[1].set_title("panel counts per 8 µm bin")
+    figure.colorbar(shown, ax=axes[1], shrink=0.7, label="UMI")
+    axes[2].imshow(image.mean(-1), cmap="gray", alpha=0.55)
+    axes[2].imshow(total, cmap=_COUNTS_MAP, norm=PowerNorm(0.5, 0, top), alpha=0.5)
+    axes[2].set_title(f"overlay and the {len(store)} patches")
+    side = PATCH_BINS // 4
+    for row, column in store.origin[:] / 4:
+        box = plt.Rectangle((column - 0.5, row - 0.5), side, side, fill=False, ec="w", lw=0.7)
+        axes[2].add_patch(box)
+    _scale_bar(axes[0], 8.0, 500 if image.shape[1] * 8 > 1000 else 200)
+    return mark(figure, store.source)
+
+
+def patch_gallery(store: PatchStore, genes: Sequence[str], number: int = 3) -> Figure:
+    """Patches spread over the section: image, tissue mask and counts of some genes at 2 µm."""
+    chosen = np.linspace(0, len(store) - 1, number).astype(int)
+    figure, axes = _subplots(
+        number,
+        2 + len(genes),
+        figsize=(1.75 * (2 + len(genes)), 1.8 * number),
+        tissue=True,
+        squeeze=False,
+    )
+    for row, patch in zip(axes, chosen, strict=True):
+        row[0].imshow(store.images[patch])
+        row[0].set_ylabel(f"patch {patch}")
+        row[1].imshow(store.mask[patch], cmap="Greys", vmin=-0.4, vmax=1.4, interpolation="nearest")
+        counts = store.counts[patch]
+        for axis, gene in zip(row[2:], genes, strict=True):
+            values = counts[store.genes.index(gene)]
+            axis.imshow(np.minimum(values, 3), cmap="magma", vmin=0, vmax=3)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, title in zip(axes[0], ["H&E", "in tissue", *genes], strict=True):
+        axis.set_title(title, style="italic" if title in genes else "normal")
+    _scale_bar(axes[0, 0], 256 / 224, 50)
+    return mark(figure, store.source)
+
+
+def registration_check(store: PatchStore, shift: Shift) -> Figure:
+    """H&E with contours of the counts, close up, and the correlation of both at every offset."""
+    total, image = store.total[:].astype(float), store.overview[:]
+    side = min(64, *total.shape)
+    # The window where tissue begins and ends most, so that edges can be compared.
+    tissue = uniform_filter((total > 0).astype(float), side)
+    row, col = np.unravel_index(np.argmin(np.abs(tissue - 0.6)), tissue.shape)
+    row, col = (
+        int(np.clip(v - side // 2, 0, n - side))
+        for v, n in zip((row, col), total.shape, strict=True)
+    )
+    window = slice(row, row + side), slice(col, col + side)
+    figure, axes = _subplots(1, 3, figsize=(9.4, 3.3), tissue=True, width_ratios=(1, 1, 1.15))
+    smooth = gaussian_filter(total[window], 0.8)
+    levels = np.quantile(smooth[smooth > 0], (0.5, 0.8)) if (smooth > 0).any() else [0.5, 1]
+    axes[0].imshow(image[window])
+    axes[0].set_title("H&E, close up")
+    axes[1].imshow(image[window])
+    axes[1].contour(smooth, levels=levels, colors=["#00E5FF", "#FFE600"], linewidths=0.8)
+    axes[1].set_title("contours of the counts")
+    for axis in axes[:2]:
+        axis.set_axis_off()
+    _scale_bar(axes[0], 8.0, 100)
+    reach = shift.correlation.shape[0] // 2
+    extent = (-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
+    shown = axes[2].imshow(shift.correlation, cmap="cividis", extent=extent)
+    axes[2].plot(shift.columns, shift.rows, "+", color="#D55E00", ms=9, mew=1.6)
+    axes[2].set_xlabel("offset in columns (2 µm bins)")
+    axes[2].set_ylabel("offset in rows")
+    axes[2].set_title("correlation of darkness and counts")
+    figure.colorbar(shown, ax=axes[2], shrink=0.8)
+    rows, cols = np.indices(shift.correlation.shape).reshape(2, -1) - reach
+    data = {"rows": rows, "columns": cols, "correlation": shift.correlation.ravel()}
+    return mark(figure, store.source, pd.DataFrame(data))
+
+
+def stripes(store: PatchStore) -> Figure:
+    """Capture efficiency of single rows and columns of bins, and its distribution."""
+    figure, axes = _subplots(1, 2, figsize=(8, 2.2), sharey=True)
+    for axis, factor, name in zip(
+        axes, (store.row_factor[:], store.col_factor[:]), ("row", "column"), strict=True
+    ):
+        middle = len(factor) // 2
+        span = np.arange(middle - 32, middle + 32).clip(0, len(factor) - 1)
+        axis.plot(span, factor[span], ".-", color="#444444", lw=0.7, ms=3)
+        axis.axhline(1, color="#888888", lw=0.6)
+        axis.set_xlabel(f"bin {name} (64 in the middle)")
+        axis.set_title(f"median |log₂ ratio| of neighbours {stripe_strength(factor):.2f}")
+    axes[0].set_ylabel("counts / neighbourhood")
+    axes[0].set_ylim(bottom=0)
+    lines = {"row": store.row_factor[:], "column": store.col_factor[:]}
+    data = pd.concat(pd.DataFrame({"factor": v}).assign(line=k) for k, v in lines.items())
+    return mark(figure, store.source, data.reset_index(names="bin"))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def training_dynamics(logs: dict[str, pd.DataFrame], source: str) -> Figure:
+    """Loss and PCC at 8 µm on the held-out blocks of the training patients, by epoch.
+
+    Losses of different arms have different units, and some are negative, so each is shown as the
+    share of its fall, from the first epoch to the lowest value, that is still to come.
+    """
+    figure, axes = _subplots(1, 2, figsize=(9.4, 3))
+    for name, log in logs.items():
+        colour, line = _arm_style(name)
+        loss = log["validation_loss"]
+        best, fall = loss.idxmin(), loss.iloc[0] - loss.min()
+        left = (loss - loss.min()) / fall if fall > 0 else loss - loss.min()
+        for axis, values in zip(axes, (left, log["validation_pcc_8um"]), strict=True):
+            axis.plot(log["epoch"], values, line, color=colour, lw=1.4, label=name)
+            axis.plot(log["epoch"][best], values[best], "o", color=colour, ms=4.5)
+    axes[0].set_ylabel("held-out loss, first epoch 1, lowest 0")
+    axes[1].set_ylabel("held-out PCC at 8 µm (mean over genes)")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].legend(
+        title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5,
+        loc="center left", bbox_to_anchor=(1, 0.5),
+    )  # fmt: skip
+    drawn = pd.concat(log.assign(arm=name) for name, log in logs.items())
+    return mark(figure, source, drawn.drop(columns="seconds"))  # which no two runs share
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def collapse_and_recovery(
+    table: pd.DataFrame, store: PatchStore, mse: np.ndarray, poisson: np.ndarray, gene: str
+) -> Figure:
+    """The combined figure: one gene's patch under both losses, and every gene's PCC at 8 µm.
+
+    Parameters
+    ----------
+    table
+        Table S1 (`stats.gene_table`).
+    store
+        Patches of the test patient.
+    mse, poisson
+        Predicted rates [N, G, 128, 128] (any array type).
+    gene
+        Gene of the upper row.
+    """
+    figure = Exhibit(figsize=(9.4, 6.4))
+    figure.tissue = True
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.25))
+    index = store.genes.index(gene)
+    patch = _richest_patch(store, index)
+    axes = upper.subplots(1, 4)
+    _panel_row(
+        axes, store.images[patch],
+        [bin_sum(x[patch, index].astype(np.float32), 4) for x in (store.counts, mse, poisson)],
+        bin_mask(store.mask[patch], 4), gene, pixel_um=256 / 224, length_um=50,
+    )  # fmt: skip
+    for axis, title in zip(axes, ("H&E", "counts", "MSE (D)", "Poisson (E)"), strict=True):
+        axis.set_title(title)
+    upper.suptitle(f"a   {gene}, one patch at 8 µm", x=0.01, ha="left", weight="bold")
+    left, right = lower.subplots(1, 2, width_ratios=(2.6, 1))
+    _gene_dumbbells(left, table)
+    left.set_title("b   per-gene PCC at 8 µm, within tissue", loc="left", weight="bold")
+    _score_bars(right, table)
+    right.set_title("c   mean over genes", loc="left", weight="bold")
+    return mark(figure, store.source, table[_both(table, *_BAR_SCORES)])
+
+
+def _gene_dumbbells(axis: Axes, table: pd.DataFrame) -> None:
+    table = table.sort_values("pcc_8um_poisson", ascending=False).reset_index(drop=True)
+    x = np.arange(len(table))
+    low, high = table["pcc_8um_mse"], table["pcc_8um_poisson"]
+    axis.vlines(x, low, high, color="#BBBBBB", lw=1.2)
+    axis.plot(x, low, "o", color=MSE_COLOUR, ms=3.5, label="MSE (D)")
+    axis.plot(x, high, "o", color=POISSON_COLOUR, ms=3.5, label="Poisson (E)")
+    axis.axhline(0, color="#888888", lw=0.6)
+    _name_genes(axis, table, fontsize=5.8, style="italic")
+    axis.set_xlim(-1, len(table))
+    axis.set_ylabel("PCC")
+    axis.legend(fontsize=7.5)
+
+
+_BAR_SCORES = {"pcc_2um": "PCC\n2 µm", "pcc_8um": "PCC\n8 µm", "ssim_2um": "SSIM\n2 µm"}
+
+
+def _both(table: pd.DataFrame, *scores: str) -> list[str]:
+    """Columns of table S1 with some scores of both losses."""
+    return ["gene", "category", *(f"{s}_{loss}" for s in scores for loss in ("mse", "poisson"))]
+
+
+def _score_bars(axis: Axes, table: pd.DataFrame) -> None:
+    scores = _BAR_SCORES
+    x = np.arange(len(scores))
+    for shift, name, colour in ((-0.2, "mse", MSE_COLOUR), (0.2, "poisson", POISSON_COLOUR)):
+        values = [table[f"{score}_{name}"].mean() for score in scores]
+        axis.bar(x + shift, values, 0.38, color=colour)
+        for i, value in enumerate(values):
+            axis.text(i + shift, max(value, 0), f"{value:.2f}", ha="center", va="bottom", size=7)
+    axis.axhline(0, color="#888888", lw=0.6)
+    axis.set_xticks(x, scores.values())
+
+
+def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, source: str) -> Figure:
+    """Gain in PCC at 8 µm against sparsity, one point per gene, with a least-squares band."""
+    figure, axis = _subplots(figsize=(6.6, 4.2))
+    shown = table.dropna(subset=["delta_pcc_8um"])
+    x, y = 100 * shown["sparsity"].to_numpy(), shown["delta_pcc_8um"].to_numpy()
+    grid = np.linspace(x.min(), x.max(), 60)
+    low, high = _bootstrap_line(x, y, grid)
+    axis.fill_between(grid, low, high, color="#DDDDDD", lw=0, label="95 % band, line")
+    axis.plot(grid, np.polyval(np.polyfit(x, y, 1), grid), color="#555555", lw=1)
+    for category, colour in CATEGORY_COLOURS.items():
+        own = (shown["category"] == category).to_numpy()
+        if own.any():
+            axis.scatter(x[own], y[own], s=26, color=colour, ec="w", lw=0.5, label=category)
+    _name_farthest(axis, x, y, shown["gene"].to_list())
+    axis.axhline(0, color="#888888", lw=0.6)
+    axis.set_xlabel("sparsity (% of in-tissue 2 µm bins with count 0)")
+    axis.set_ylabel("gain in PCC at 8 µm, Poisson (E) − MSE (D)")
+    axis.set_title(
+        f"Spearman ρ = {association.rho:.2f} "
+        f"[{association.ci_low:.2f}, {association.ci_high:.2f}], "
+        f"p = {association.p_value:.2g}, {association.n_genes} genes".replace("-", "−"),
+        loc="left",
+    )
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return mark(figure, source, shown[["gene", "category", "sparsity", "delta_pcc_8um"]])
+
+
+def _name_farthest(axis: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
+    """Name the six points farthest from the median, but for names that would cover something."""
+    taken: list[tuple[float, float, float]] = []  # left, right and height of a name
+    gap, letter = 0.035 * np.ptp(y), 0.02 * np.ptp(x)
+    for i in np.argsort(-np.abs(y - np.median(y)))[:6]:
+        width = letter * (len(names[i]) + 1)
+        for side, shift, left in (("left", 5, x[i]), ("right", -5, x[i] - width)):
+            right = left + width
+            covered = (x > left) & (x < right) & (np.abs(y - y[i]) < gap / 2) & (x != x[i])
+            apart = (left > r or right < a or abs(y[i] - at) > gap for a, r, at in taken)
+            if not covered.any() and all(apart):
+                axis.annotate(
+                    names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
+                    ha=side, va="center", fontsize=6.5, style="italic",
+                )  # fmt: skip
+                taken.append((left, right, y[i]))
+                break
+
+
+def _bootstrap_line(x: np.ndarray, y: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, ...]:
+    draw = np.random.default_rng(0).integers(len(x), size=(2000, len(x)))
+    xs, ys = x[draw], y[draw]
+    centred = xs - xs.mean(1, keepdims=True)
+    slope = (centred * ys).sum(1) / np.maximum((centred**2).sum(1), 1e-12)
+    lines = ys.mean(1)[:, None] + slope[:, None] * (grid[None] - xs.mean(1)[:, None])
+    return tuple(np.quantile(lines, (0.025, 0.975), axis=0))
+
+
+def category_bars(by_category: pd.DataFrame, published: pd.DataFrame, source: str) -> Figure:
+    """Mean gain per category with its interval (table S2), and the published means as diamonds."""
+    table = by_category[by_category["category"] != "overall"].iloc[::-1]
+    y = np.arange(len(table))
+    figure, axis = _subplots(figsize=(6.6, 3))
+    error = np.abs(table[["ci_low", "ci_high"]].sub(table["mean_delta"], axis=0)).to_numpy().T
+    colours = [CATEGORY_COLOURS[c] for c in table["category"]]
+    axis.barh(y, table["mean_delta"], color=colours, height=0.62)
+    axis.errorbar(table["mean_delta"], y, xerr=error, fmt="none", ecolor="#333333", lw=0.9)
+    known = published.set_index("category")["mean_delta"].reindex(table["category"])
+    axis.plot(known, y, "D", ms=5, mfc="none", mec="black", label="published (P5, real data)")
+    labels = [
+        f"{c}  ({w}/{n})"
+        for c, w, n in table[["category", "n_wins", "n_genes"]].itertuples(index=False)
+    ]
+    axis.set_yticks(y, labels)
+    axis.axvline(0, color="#888888", lw=0.6)
+    axis.set_xlabel("mean gain in PCC at 8 µm, Poisson (E) − MSE (D); in brackets, genes gained")
+    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1))
+    return mark(figure, source, table.iloc[::-1].assign(published=known.to_numpy()[::-1]))
+
+
+def gene_heatmap(table: pd.DataFrame, source: str) -> Figure:
+    """PCC and SSIM of all genes under both losses, grouped by category."""
+    columns = {
+        "pcc_2um": "PCC 2 µm", "pcc_8um": "PCC 8 µm", "ssim_2um": "SSIM 2 µm", "ssim_8um": "SSIM 8 µm",
+    }  # fmt: skip
+    order = {c: i for i, c in enumerate(CATEGORY_COLOURS)}
+    table = table.sort_values(
+        ["category", "pcc_8um_poisson"],
+        key=lambda s: s.map(order) if s.name == "category" else -s,
+    )
+    figure, axes = _subplots(len(columns), 1, figsize=(9.6, 3.9), sharex=True)
+    for axis, (column, title) in zip(axes, columns.items(), strict=True):
+        values = table[[f"{column}_mse", f"{column}_poisson"]].to_numpy().T
+        top = max(0.1, np.nanmax(values))
+        shown = axis.imshow(values, cmap=_SCORE_MAP, vmin=0, vmax=top, aspect="auto")
+        axis.set_yticks([0, 1], ["MSE", "Poisson"], fontsize=7)
+        axis.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=38)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)
+    for label, category in _name_genes(axes[-1], table, fontsize=6.3):
+        label.set_color(CATEGORY_COLOURS[category])
+    return mark(figure, source, table[_both(table, *columns)])
+
+
+def _name_genes(axis: Axes, table: pd.DataFrame, **style: object) -> list[tuple[Text, str]]:
+    """Name the genes below the axis, of a large panel as many as can be read: label, category."""
+    places = np.arange(0, len(table), -(-len(table) // _NAMES))
+    shown = table.iloc[places]
+    axis.set_xticks(places, shown["gene"], rotation=90, **style)
+    return list(zip(axis.get_xticklabels(), shown["category"], strict=True))
+
+
+# --- maps -----------------------------------------------------------------------------------------
+
+
+def section_panels(
+    store: PatchStore, genes: Sequence[str], mse: np.ndarray, poisson: np.ndarray
+) -> Figure:
+    """Whole section at 8 µm: H&E, counts, MSE and Poisson, one colour scale per gene."""
+    figure, axes = _subplots(
+        len(genes), 4, figsize=(9.4, 2.35 * len(genes)), tissue=True, squeeze=False
+    )
+    image = store.overview[:]
+    mask = assemble(store, bin_mask(store.mask[:], 4).astype(np.float32), 4) > 0.5
+    for row, gene in zip(axes, genes, strict=True):
+        index = store.genes.index(gene)
+        maps = [assemble(store, _gene_map(x, index), 4) for x in (store.counts, mse, poisson)]
+        height, width = mask.shape
+        _panel_row(row, image[:height, :width], maps, mask, gene, pixel_um=8, length_um=500)
+    for axis, title in zip(axes[0], ("H&E", "counts", "MSE (D)", "Poisson (E)"), strict=True):
+        axis.set_title(title)
+    return mark(figure, store.source)
+
+
+def rescue_panels(
+    store: PatchStore,
+    genes: Sequence[str],
+    mse: np.ndarray,
+    poisson: np.ndarray,
+    table: pd.DataFrame,
+) -> Figure:
+    """The patch richest in each gene at 8 µm, titled with the gene's scores on the whole section."""
+    figure, axes = _subplots(
+        len(genes), 4, figsize=(8.6, 2.25 * len(genes)), tissue=True, squeeze=False
+    )
+    scores = table.set_index("gene")
+    data = []
+    for row, gene in zip(axes, genes, strict=True):
+        index = store.genes.index(gene)
+        patch = _richest_patch(store, index)
+        maps = [
+            bin_sum(x[patch, index].astype(np.float32), 4) for x in (store.counts, mse, poisson)
+        ]
+        mask = bin_mask(store.mask[patch], 4)
+        _panel_row(row, store.images[patch], maps, mask, gene, pixel_um=256 / 224, length_um=50)
+        own = scores.loc[gene]
+        row[0].set_title("H&E")
+        row[1].set_title("counts")
+        row[2].set_title(f"MSE (D)  PCC {own['pcc_8um_mse']:.2f}")
+        row[3].set_title(f"Poisson (E)  PCC {own['pcc_8um_poisson']:.2f}")
+        values = dict(zip(("counts", "mse", "poisson"), (m[mask] for m in maps), strict=True))
+        rows, cols = np.nonzero(mask)
+        place = {"gene": gene, "patch": patch, "row": rows, "column": cols}
+        data.append(pd.DataFrame(place | values))
+    return mark(figure, store.source, pd.concat(data) if data else None)
+
+
+def _panel_row(
+    axes: Sequence[Axes],
+    image: np.ndarray,
+    maps: Sequence[np.ndarray],
+    mask: np.ndarray,
+    gene: str,
+    pixel_um: float,
+    length_um: int,
+) -> None:
+    """H&E with scale bar, then maps (counts first) on the counts' colour scale."""
+    axes[0].imshow(image)
+    _scale_bar(axes[0], pixel_um, length_um)
+    axes[0].set_ylabel(gene, style="italic", size=10)
+    inside = maps[0][mask]
+    norm = PowerNorm(0.5, 0, max(1.0, np.percentile(inside, 99.5)))
+    for axis, values in zip(axes[1:], maps, strict=True):
+        shown = axis.imshow(
+            np.where(mask, values, np.nan), cmap=_COUNTS_MAP, norm=norm, interpolation="nearest"
+        )
+    axes[0].figure.colorbar(shown, ax=list(axes[1:]), shrink=0.85, pad=0.01, label="UMI per 8 µm")
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+
+
+def _gene_map(values: np.ndarray, index: int) -> np.ndarray:
+    """One gene at 8 µm, [N, 32, 32], read patch by patch."""
+    return np.stack(
+        [bin_sum(values[i, index].astype(np.float32), 4) for i in range(values.shape[0])]
+    )
+
+
+def _richest_patch(store: PatchStore, index: int) -> int:
+    return int(np.argmax([store.counts[i, index].sum() for i in range(len(store))]))
+
+
+def _scale_bar(axis: Axes, pixel_um: float, length_um: int) -> None:
+    height, width = axis.images[0].get_array().shape[:2]
+    length = length_um / pixel_um
+    x, y = 0.05 * width, 0.95 * height
+    line = {"solid_capstyle": "butt"}
+    axis.plot([x, x + length], [y, y], color="w", lw=4, **line)
+    axis.plot([x, x + length], [y, y], color="k", lw=2.2, **line)
+    axis.text(
+        x + length / 2, y - 0.025 * height, f"{length_um} µm", ha="center", va="bottom", size=7,
+        bbox={"fc": "w", "ec": "none", "alpha": 0.75, "pad": 1},
+    )  # fmt: skip
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
+
+
+def _arm_style(name: str) -> tuple[str, str]:
+    """Colour of the arm that a name begins with, and line of what sets it apart from that arm."""
+    arm, _, variant = name.partition("-")
+    line = {"": "-", "matched": "--", "linear": ":", "img2st": "-."}.get(variant, "-")
+    # B is A with its predictions interpolated: their curves are one.
+    return _ARM_COLOURS.get(arm, "#7F7F7F"), "--" if name == "B" else line

@@ -1,0 +1,254 @@
+"""Controls, what they say about metrics, and ceilings, on maps whose truth is known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+
+from sparsity_trap import metrics
+from sparsity_trap.analysis import controls
+from sparsity_trap.bins import bin_mask, bin_sum
+from sparsity_trap.settings import UserError
+
+
+def simulate(seed: int, patches: int = 12, genes: int = 4, side: int = 64) -> SimpleNamespace:
+    """A section of Poisson counts from smooth rates, most of its patches whole."""
+    rng = np.random.default_rng(seed)
+    rough = rng.normal(size=(patches, genes, side, side))
+    smooth = ndimage.gaussian_filter(rough, 5, axes=(2, 3), mode="wrap")
+    level = np.array([0.02, 0.05, 0.1, 0.4])[:genes, None, None]
+    truth = level * np.exp(1.2 * smooth / smooth.std() - 0.72)
+    mask = np.ones((patches, side, side), bool)
+    mask[0, :, side // 2 :] = False
+    counts = rng.poisson(truth * mask[:, None]).astype(np.uint16)
+    return SimpleNamespace(
+        counts=counts,
+        mask=mask,
+        truth=(truth * mask[:, None]).astype(np.float16),
+        genes=[f"G{g}" for g in range(genes)],
+        origin=side * np.stack(np.divmod(np.arange(patches), 4), axis=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def store() -> SimpleNamespace:
+    return simulate(0)
+
+
+@pytest.fixture(scope="module")
+def predictions(store) -> np.ndarray:
+    """A model: the rate as it would be seen in noise of a factor per token."""
+    rng = np.random.default_rng(1)
+    n, genes, side, _ = store.counts.shape
+    tokens = rng.gamma(4, 0.25, (n, genes, side // 8, side // 8))
+    rates = store.truth.astype(float) * tokens.repeat(8, 2).repeat(8, 3)
+    return np.maximum(rates, 1e-3).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def train_mean() -> np.ndarray:
+    other = simulate(2)
+    return other.counts.sum((0, 2, 3)) / other.mask.sum()
+
+
+@pytest.fixture(scope="module")
+def table(store, predictions, train_mean):
+    return controls.control_table(store, predictions, train_mean)
+
+
+def stacked(rates) -> np.ndarray:
+    return np.stack(list(rates))
+
+
+# --- controls -------------------------------------------------------------------------------------
+
+
+def test_constant_controls(store, train_mean):
+    shape = store.counts.shape
+    assert stacked(controls.zeros(store)).shape == shape
+    assert not stacked(controls.zeros(store)).any()
+    flat = stacked(controls.training_mean(store, train_mean))
+    np.testing.assert_allclose(flat, np.broadcast_to(train_mean[:, None, None], shape), rtol=1e-6)
+    mean = stacked(controls.patch_mean(store))
+    assert (mean == mean[:, :, :1, :1]).all()
+    expected = store.counts[0][:, store.mask[0]].mean(1)  # half of this patch is tissue
+    np.testing.assert_allclose(mean[0, :, 0, 0], expected, rtol=1e-6)
+
+
+def test_a_shuffle_moves_every_patch(predictions):
+    seen = set()
+    for seed in range(5):
+        moved = stacked(controls.shuffled(predictions, seed))
+        source = [next(i for i, p in enumerate(predictions) if (p == m).all()) for m in moved]
+        assert sorted(source) == list(range(len(predictions)))
+        assert all(i != s for i, s in enumerate(source))
+        seen.add(tuple(source))
+    assert len(seen) == 5
+    again = stacked(controls.shuffled(predictions, 4))
+    np.testing.assert_array_equal(moved, again)
+    with pytest.raises(UserError, match="one patch cannot be shuffled"):
+        controls.shuffled(predictions[:1], 0)
+
+
+def test_controls_made_from_a_prediction(store, predictions):
+    pred = predictions.astype(np.float32)
+    np.testing.assert_array_equal(
+        stacked(controls.next_tile(predictions)), np.roll(pred, -1, axis=0)
+    )
+    blurred = stacked(controls.blurred(predictions, 2))
+    expected = ndimage.gaussian_filter(pred[3, 2].astype(float), 2, mode="nearest")
+    np.testing.assert_allclose(blurred[3, 2], expected, rtol=1e-4)
+    moved = stacked(controls.shifted(predictions, 3))
+    np.testing.assert_array_equal(moved[..., 3:], pred[..., :-3])
+    np.testing.assert_array_equal(moved[..., :3], pred[..., :1].repeat(3, -1))
+    np.testing.assert_array_equal(stacked(controls.scaled(predictions, 2)), 2 * pred)
+    by = np.array([1, 2, 3, 4])
+    more = stacked(controls.offset(predictions, by))
+    np.testing.assert_allclose(more, pred + by[:, None, None], rtol=1e-6)
+    outside = stacked(controls.offset(predictions, 0.5, store.mask)) - pred
+    np.testing.assert_allclose(outside, 0.5 * ~store.mask[:, None] * np.ones_like(pred), atol=1e-3)
+
+
+def test_oracles(store):
+    rate = stacked(controls.oracle(store))
+    np.testing.assert_array_equal(rate, store.truth.astype(np.float32))
+    tokens = stacked(controls.oracle_of_tokens(store))
+    assert (tokens[:, :, :8, :8] == tokens[:, :, :1, :1]).all()
+    np.testing.assert_allclose(bin_sum(tokens, 8), bin_sum(rate, 8), rtol=1e-4)
+    real = SimpleNamespace(**{**vars(store), "truth": None})
+    with pytest.raises(UserError, match="real section"):
+        next(controls.oracle(real))
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_control_table_holds_the_scores_of_each_control(store, predictions, train_mean, table):
+    assert table.index[0] == "model"
+    expected = metrics.pcc(store.counts, predictions, store.mask).mean()
+    assert table.loc["model", "pcc_2um"] == pytest.approx(expected, abs=1e-9)
+    shifted = np.stack([p[..., np.maximum(np.arange(64) - 4, 0)] for p in predictions])
+    expected = metrics.poisson_deviance(store.counts, shifted, store.mask).mean()
+    assert table.loc["shifted 8 µm", "deviance"] == pytest.approx(expected, rel=1e-6)
+    expected = metrics.d2(store.counts, 2 * predictions, train_mean, store.mask).mean()
+    assert table.loc["scaled by 2", "d2"] == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(table.loc["zeros", "pcc_8um"])
+    assert table.loc["zeros", "undefined_pcc_8um"] == 4
+    assert table.loc["training mean", "d2"] == pytest.approx(0, abs=1e-6)
+    assert table.loc["offset", "pcc_8um"] == pytest.approx(table.loc["model", "pcc_8um"], abs=1e-6)
+
+
+def test_controls_come_in_the_order_of_what_they_know(table):
+    score = table["pcc_8um"]
+    assert score["oracle"] > score["model"] > score["shifted 8 µm"] > score["shifted 32 µm"]
+    assert score["oracle"] > score["oracle at 16 µm"] > score["model"]
+    assert score["patch mean"] < score["model"] / 2
+    assert abs(score["shuffled"]) < 0.1
+    assert table.loc["oracle", "d2"] == table["d2"].max()
+    assert table.loc["oracle", "pcc_8um_rate"] == pytest.approx(1)
+    assert table.loc["blurred 32 µm", "pcc_8um"] < table.loc["blurred 8 µm", "pcc_8um"]
+
+
+def test_the_audit_finds_what_each_metric_is_worth(table):
+    audit = controls.metric_audit(table)
+    claims = audit["claim"].to_dict()
+    for metric in ("pcc_2um", "pcc_4um", "pcc_8um", "pcc_16um", "spearman_8um", "auprc"):
+        assert claims[metric] == "where", metric
+    for metric in ("deviance", "d2"):
+        assert claims[metric] == "rates", metric
+        assert not audit.loc[metric, "invariant_to_scale"]
+    for metric in ("ssim_2um", "calibration", "pcc_2um_unmasked", "pcc_8um_unmasked"):
+        assert claims[metric] == "none", metric
+    # SSIM of sparse counts stays high for the wrong patch, and for nothing at all.
+    assert not audit.loc["ssim_2um", "discriminates"]
+    assert audit.loc["ssim_2um", "zeros"] > 0.5 * audit.loc["ssim_2um", "model"]
+    assert not audit.loc["ssim_2um", "invariant_to_offset"]
+    # Unmasked correlation reads bins in which no model was supervised.
+    assert not audit.loc["pcc_8um_unmasked", "ignores_off_tissue"]
+    assert audit.loc["pcc_8um", "ignores_off_tissue"]
+    assert (audit["can_carry_a_claim"] == (audit["claim"] != "none")).all()
+
+
+def test_the_audit_condemns_a_model_that_knows_nothing(store, predictions, train_mean):
+    wrong = stacked(controls.shuffled(predictions, 7))
+    audit = controls.metric_audit(controls.control_table(store, wrong, train_mean))
+    for metric in ("deviance", "d2", "mse"):  # worse than a constant, whatever the shuffle gives
+        assert not audit.loc[metric, "discriminates"], metric
+
+
+def test_one_patch_and_a_real_section(store, predictions, train_mean):
+    part = {k: v[3:4] for k, v in vars(store).items() if k in ("counts", "mask", "origin")}
+    one = SimpleNamespace(**part, truth=None, genes=store.genes)
+    table = controls.control_table(one, predictions[3:4], train_mean)
+    assert "shuffled" not in table.index
+    assert "oracle" not in table.index
+    assert np.isnan(table["pcc_2um_rate"]).all()
+    assert not controls.metric_audit(table)["can_carry_a_claim"].any()
+
+
+def test_wrong_predictions_are_named(store, predictions, train_mean):
+    wrong = predictions.copy()
+    wrong[2, 1, 0, 0] = np.nan
+    with pytest.raises(UserError, match="poisson-P5-s0, model: gene G1 .* patch 2 "):
+        controls.control_table(store, wrong, train_mean, name="poisson-P5-s0")
+
+
+def test_morans_table(store):
+    table = controls.morans_table(store, store.truth)
+    assert table["gene"].tolist() == store.genes
+    # Rates are smooth over 10 µm; counts are the rates and noise.
+    assert (table["moran_prediction"] > table["moran_truth"] + 0.02).all()
+    assert (table["moran_truth"].to_numpy() > 0).all()
+
+
+# --- ceilings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_poisson_ceiling_is_the_correlation_of_the_rate_with_its_counts(store, factor):
+    rng = np.random.default_rng(3)
+    rate, mask = store.truth.astype(float), store.mask
+    ceiling = controls.poisson_ceiling(rate, mask, factor)
+    inside = bin_mask(mask, factor)
+    flat = np.moveaxis(bin_sum(rate, factor), 1, 0)[:, inside]
+    expected = [
+        np.mean([stats.pearsonr(x, rng.poisson(x)).statistic for _ in range(20)]) for x in flat
+    ]
+    np.testing.assert_allclose(ceiling, expected, atol=0.02)
+
+
+def test_poisson_ceiling_of_constant_and_empty_rates():
+    mask = np.ones((2, 8, 8), bool)
+    rate = np.full((2, 2, 8, 8), 0.3)
+    rate[:, 1] = 0
+    ceiling = controls.poisson_ceiling(rate, mask, 1)
+    assert ceiling[0] == 0
+    assert np.isnan(ceiling[1])
+    assert np.isnan(controls.poisson_ceiling(rate, ~mask, 1)).all()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_split_ceiling_finds_the_exact_one(factor):
+    section = simulate(4, patches=20)
+    exact = controls.poisson_ceiling(section.truth, section.mask, factor)
+    estimate = controls.split_ceiling(section.counts, section.mask, factor)
+    np.testing.assert_allclose(estimate, exact, atol=0.04)
+    assert np.ptp(exact) > 0.2  # so an estimate that were the same for all genes would fail
+    again = controls.split_ceiling(section.counts, section.mask, factor)
+    np.testing.assert_array_equal(estimate, again)
+    assert (controls.split_ceiling(section.counts, section.mask, factor, seed=1) != again).all()
+
+
+def test_split_ceiling_is_undefined_without_structure():
+    rng = np.random.default_rng(5)
+    mask = np.ones((4, 32, 32), bool)
+    counts = np.zeros((4, 3, 32, 32), np.uint16)
+    counts[:, 0] = 1  # halves of a constant exclude each other
+    counts[:, 1] = rng.binomial(1, 0.5, (4, 32, 32))  # and so do those of under-dispersed counts
+    assert np.isnan(controls.split_ceiling(counts, mask, 1)).all()
+    assert np.isnan(controls.split_ceiling(counts, ~mask, 1)).all()
+    with pytest.raises(ValueError, match="at least one split"):
+        controls.split_ceiling(counts, mask, repeats=0)

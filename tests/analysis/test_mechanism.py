@@ -1,0 +1,192 @@
+"""Weights against autograd, gradient shares against separate backward passes, minimisers against scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+from torch import nn
+
+from sparsity_trap import losses
+from sparsity_trap.analysis import mechanism
+from sparsity_trap.decoders import Hist2ST
+from sparsity_trap.settings import Decoder
+
+
+def squared(eta, y, link):
+    return (y - losses.rate(eta, link)).square()
+
+
+def likelihood(eta, y, link):
+    return losses.rate(eta, link) - y * losses.log_rate(eta, link)
+
+
+LOSSES = {"mse": squared, "poisson": likelihood}
+
+
+# --- weight of a bin ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("link", ["exp", "softplus"])
+@pytest.mark.parametrize("loss", ["mse", "poisson"])
+def test_weight_times_residual_is_the_gradient(loss, link):
+    eta = torch.linspace(-9, 4, 40, dtype=torch.float64, requires_grad=True)
+    y = torch.poisson(torch.full((40,), 0.7, dtype=torch.float64))
+    gradient = torch.autograd.grad(LOSSES[loss](eta, y, link).sum(), eta)[0].numpy()
+    rate = losses.rate(eta, link).detach().numpy()
+    weight = mechanism.bin_weight(rate, loss, link)
+    np.testing.assert_allclose(weight * (rate - y.numpy()), gradient, rtol=1e-9)
+
+
+def test_weights_by_hand():
+    rate = np.array([1e-3, 0.1, 2.0])
+    np.testing.assert_allclose(mechanism.bin_weight(rate, "mse", "exp"), 2 * rate)
+    np.testing.assert_allclose(mechanism.bin_weight(rate, "poisson", "exp"), 1)
+    # λ = 2 is η = log(e² - 1), where sigmoid(η) = 1 - e⁻².
+    assert mechanism.bin_weight(rate, "poisson", "softplus")[2] == pytest.approx(
+        (1 - np.exp(-2)) / 2
+    )
+    with pytest.raises(KeyError):
+        mechanism.bin_weight(rate, "mse-log1p", "exp")
+
+
+# --- gradient share -------------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    """A model as training builds it: anything with a decoder that ends in a head."""
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens):
+        return self.decoder(tokens)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(0)
+    settings = Decoder(hidden=16, heads=2, attention_layers=1, dropout=0.5)
+    model = Tokens(Hist2ST(6, 4, settings))
+    tokens = torch.randn(2, 6, 16, 16)
+    level = torch.tensor([0.02, 0.1, 0.5, 2.0])[None, :, None, None]
+    counts = torch.poisson(level.expand(2, 4, 128, 128))
+    mask = torch.zeros(2, 128, 128, dtype=torch.bool)
+    mask[:, :, :70] = True
+    return model, tokens, counts, mask
+
+
+def reference(model, tokens, counts, mask, loss):
+    """The head's Jacobian by hand: each gene's row of weights times its gradient of η."""
+    model.eval()
+    eta = model(tokens).detach().requires_grad_()
+    gradient = torch.autograd.grad((loss(eta, counts) * mask[:, None]).sum(), eta)[0]
+    row = model.decoder.head.weight.detach().flatten(1).square().sum(1)
+    norms = gradient.square().sum((0, 2, 3)) * row
+    return (norms / norms.sum()).numpy()
+
+
+@pytest.mark.parametrize("name", ["mse", "poisson"])
+def test_share_equals_the_heads_jacobian(batch, name):
+    def loss(eta, y):
+        return LOSSES[name](eta, y, "exp")
+
+    share = mechanism.gradient_share(*batch, loss)
+    assert share.shape == (4,)
+    assert share.sum() == pytest.approx(1)
+    np.testing.assert_allclose(share, reference(*batch, loss), rtol=1e-4)
+
+
+def test_rich_genes_own_the_gradient_of_mse_more_than_of_poisson(batch):
+    def share(name):
+        return mechanism.gradient_share(*batch, lambda eta, y: LOSSES[name](eta, y, "softplus"))
+
+    model = batch[0]
+    with torch.no_grad():  # every gene at its own mean, as after training
+        head = model.decoder.head
+        before = head.bias.clone(), head.weight.clone()
+        head.bias.copy_(torch.log(torch.expm1(torch.tensor([0.02, 0.1, 0.5, 2.0]))))
+        head.weight.fill_(0.01)
+    mse, poisson = share("mse"), share("poisson")
+    with torch.no_grad():
+        head.bias.copy_(before[0])
+        head.weight.copy_(before[1])
+    assert mse[3] > 0.7 > poisson[3]
+    assert poisson[0] > 20 * mse[0]
+
+
+def test_share_leaves_the_model_as_it_was(batch):
+    model, tokens, counts, mask = batch
+    model.train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    mechanism.gradient_share(model, tokens, counts, mask, lambda eta, y: (eta - y).square())
+    assert model.training
+    assert not model.decoder.head._forward_pre_hooks
+    assert all(p.grad is None for p in model.parameters())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])
+    with torch.inference_mode(False), torch.no_grad():
+        mechanism.gradient_share(model, tokens, counts, mask, lambda eta, y: (eta - y).square())
+
+
+def test_share_of_nothing_is_undefined(batch):
+    model, tokens, counts, mask = batch
+    share = mechanism.gradient_share(
+        model, tokens, counts, torch.zeros_like(mask), lambda eta, y: (eta - y).square()
+    )
+    assert np.isnan(share).all()
+
+
+# --- minimisers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return mechanism.toy_minimisers()
+
+
+def test_mse_and_poisson_reach_the_same_group_means(toy):
+    fits = toy[toy["loss"].isin(["mse", "poisson"])]
+    assert fits["converged"].all()
+    np.testing.assert_allclose(fits["minimiser"], fits["mean_count"], rtol=1e-5)
+    np.testing.assert_allclose(fits["mean_count"], fits["rate"], rtol=0.2)
+    assert fits["mean_count"].nunique() == 4  # no constant
+
+
+def test_mse_on_log1p_stays_below_the_mean(toy):
+    fits = toy[toy["loss"] == "mse-log1p"]
+    assert fits["converged"].all()
+    assert (fits["relative_error"] < -0.2).all()
+
+
+@pytest.mark.parametrize("loss", ["mse", "mse-log1p", "poisson"])
+def test_minimisers_equal_scipys(toy, loss):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(np.array([0.03, 0.1, 0.3, 1.0])[:, None], (4, 4000))
+    objective = {
+        "mse": lambda rate, y: np.mean((y - rate) ** 2),
+        "mse-log1p": lambda rate, y: np.mean((np.log1p(y) - np.log1p(rate)) ** 2),
+        "poisson": lambda rate, y: np.mean(rate - y * np.log(rate)),
+    }[loss]
+    expected = [
+        optimize.minimize_scalar(
+            objective, bounds=(1e-6, 5), args=(y,), method="bounded", options={"xatol": 1e-9}
+        ).x
+        for y in counts
+    ]
+    for link in ("softplus", "exp"):
+        found = toy[(toy["loss"] == loss) & (toy["link"] == link)]["minimiser"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_mse_takes_longer_for_poor_groups_than_poisson(toy):
+    steps = toy.set_index(["loss", "link", "rate"])["steps"]
+    for link in ("softplus", "exp"):
+        assert steps["mse", link, 0.03] > 10 * steps["poisson", link, 0.03]
+        assert steps["mse", link, 0.03] > 20 * steps["mse", link, 1.0]
+
+
+def test_steps_that_run_out_are_reported():
+    assert not mechanism.toy_minimisers(max_steps=10)["converged"].any()

@@ -1,0 +1,166 @@
+"""Decoders: shapes, geometry of tokens and bins, the token graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparsity_trap.decoders import (
+    DECODERS,
+    Head,
+    Hist2ST,
+    Img2ST,
+    Linear,
+    build_decoder,
+    neighbour_mean,
+    parameter_table,
+    token_neighbours,
+)
+from sparsity_trap.settings import Decoder
+
+SMALL = Decoder(hidden=32, heads=2, attention_layers=1)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_tokens_become_maps_at_2_um_that_start_at_the_head_bias(name):
+    decoder = build_decoder(name, 12, 5, -3.0, SMALL).eval()
+    eta = decoder(torch.zeros(2, 12, 16, 16))
+    assert eta.shape == (2, 5, 128, 128)
+    decoder.head.weight.data.zero_()
+    torch.testing.assert_close(decoder(torch.randn(2, 12, 16, 16)), torch.full_like(eta, -3.0))
+
+
+def test_linear_decoder_moves_a_token_to_its_own_eight_by_eight_bins():
+    decoder = build_decoder("linear", 4, 2, 0.0, SMALL)
+    tokens = torch.zeros(1, 4, 16, 16)
+    tokens[0, 1, 3, 10] = 1
+    changed = (decoder(tokens) - decoder(torch.zeros_like(tokens))).abs().sum((0, 1)) > 0
+    rows, columns = torch.nonzero(changed, as_tuple=True)
+    assert (rows.min(), rows.max()) == (24, 31)
+    assert (columns.min(), columns.max()) == (80, 87)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_head_bias_may_differ_between_genes(name):
+    bias = torch.tensor([-9.0, -3.0, 0.0, 0.5, 2.0])
+    decoder = build_decoder(name, 12, 5, bias, SMALL).eval()
+    decoder.head.weight.data.zero_()
+    eta = decoder(torch.randn(2, 12, 16, 16))
+    torch.testing.assert_close(eta, bias[:, None, None].expand_as(eta))
+
+
+@pytest.mark.parametrize("name", ["hist2st", "img2st"])
+def test_output_lies_where_its_token_lies(name):
+    """The change that one token causes is largest in its own bins: no axis is swapped on the way."""
+    torch.manual_seed(0)
+    decoder = build_decoder(name, 4, 2, 0.0, SMALL).eval()
+    tokens = torch.zeros(1, 4, 16, 16)
+    before = decoder(tokens)
+    tokens[0, :, 3, 10] = 5
+    change = (decoder(tokens) - before).abs().sum((0, 1))
+    per_token = change.view(16, 8, 16, 8).sum((1, 3))
+    assert divmod(int(per_token.argmax()), 16) == (3, 10)
+
+
+def test_img2st_sees_a_token_and_its_neighbours_only():
+    """Three 3 × 3 convolutions, on 4, 2 and 1 bin, reach 7 bins beyond a token's own eight."""
+    torch.manual_seed(0)
+    decoder = build_decoder("img2st", 4, 2, 0.0, SMALL).eval()
+    tokens = torch.zeros(1, 4, 16, 16)
+    before = decoder(tokens)
+    tokens[0, :, 3, 10] = 5
+    rows, columns = torch.nonzero((decoder(tokens) - before)[0].abs().sum(0), as_tuple=True)
+    assert (rows.min(), rows.max()) == (24 - 7, 31 + 7)
+    assert (columns.min(), columns.max()) == (80 - 7, 87 + 7)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_head_is_a_pointwise_convolution(layout):
+    head = Head(6, 3)
+    x = torch.randn(2, 6, 8, 4).contiguous(memory_format=layout)
+    ours, reference = (x.clone(memory_format=layout).requires_grad_() for _ in range(2))
+    parameters = list(head.parameters())
+    eta = head(2 * ours)
+    expected = F.conv2d(2 * reference, head.weight, head.bias)
+    torch.testing.assert_close(eta, expected)
+    assert eta.is_contiguous()
+    upstream = torch.randn_like(eta)
+    found = torch.autograd.grad(eta, [ours, *parameters], upstream)
+    wanted = torch.autograd.grad(expected, [reference, *parameters], upstream)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("self_loop", [False, True])
+def test_neighbour_mean_is_the_mean_of_gathered_tokens(self_loop):
+    nodes = torch.randn(2, 256, 5)
+    gathered = nodes[:, token_neighbours(8, self_loop)].mean(2)
+    torch.testing.assert_close(neighbour_mean(8, self_loop) @ nodes, gathered)
+
+
+@pytest.mark.parametrize("self_loop", [False, True])
+def test_token_graph_has_the_k_nearest_tokens_with_or_without_the_token_itself(self_loop):
+    neighbours = token_neighbours(8, self_loop)
+    assert neighbours.shape == (256, 9 if self_loop else 8)
+    middle = set(neighbours[5 * 16 + 7].tolist()) - {5 * 16 + 7}
+    assert middle == {r * 16 + c for r in (4, 5, 6) for c in (6, 7, 8)} - {5 * 16 + 7}
+    itself = (neighbours == torch.arange(256)[:, None]).any(1)
+    assert itself.all() if self_loop else not itself.any()
+
+
+def test_published_size_of_hist2st():
+    """Hidden 512, 8 heads, k = 8 on Virchow2's 1280 channels: every part is as wide as stated."""
+    with torch.device("meta"):
+        decoder = build_decoder("hist2st", 1280, 50, -3.0, Decoder())
+    assert decoder.project.weight.shape == (512, 1280, 1, 1)
+    assert len(decoder.graph) == 4 and len(decoder.mixer) == 2
+    assert decoder.around.shape == (256, 256)
+    assert decoder.head.weight.shape[0] == 50
+
+
+def test_parameter_table_counts_every_parameter_once():
+    for channels, genes, settings in ((1280, 50, Decoder()), (20, 7, SMALL)):
+        table = parameter_table(channels, genes, settings)
+        assert table["decoder"].unique().tolist() == list(DECODERS)
+        for name, rows in table.groupby("decoder"):
+            decoder = build_decoder(name, channels, genes, 0.0, settings)
+            total = sum(p.numel() for p in decoder.parameters())
+            stages = rows[rows["stage"] != "total"]
+            assert stages["parameters"].sum() == total
+            assert rows["parameters"].iloc[-1] == total
+            assert rows["shape"].iloc[-1] == (1, genes, 128, 128)
+    upsampled = table[table["stage"].str.contains("ConvTranspose2d")]
+    assert [shape[-1] for shape in upsampled["shape"]] == [32, 64, 128] * 2
+
+
+@pytest.mark.parametrize("decoder", [Hist2ST, Img2ST, Linear])
+def test_docstrings_state_the_published_size(decoder):
+    table = parameter_table(1280, 50, Decoder()).query("stage == 'total'").set_index("decoder")
+    assert f"{table.loc[decoder.__name__.lower(), 'parameters']:,}" in decoder.__doc__
+
+
+def test_formulas_in_docstrings_count_parameters():
+    channels, genes, d, layers = 24, 9, 128, 3
+    settings = Decoder(hidden=d, heads=4, attention_layers=layers)
+    table = parameter_table(channels, genes, settings).query("stage == 'total'")
+    hist2st = d * (channels + 1) + 2 * (d**2 + 31 * d) + 32 * d + layers * (8 * d**2 + 11 * d)
+    hist2st += 4 * (2 * d**2 + d) + 16 * (d**2 + d) + 2 * d
+    hist2st += sum(4 * a * b + 11 * b for a, b in ((128, 64), (64, 32), (32, 32)))
+    img2st = sum(4 * a * b + 9 * b**2 + 3 * b for a, b in ((channels, 128), (128, 64), (64, 32)))
+    expected = [
+        hist2st + genes * (32 + 1),
+        img2st + genes * (32 + 1),
+        64 * genes * (channels + 1),
+    ]
+    assert table["parameters"].tolist() == expected
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_learn_in_bf16_autocast(name):
+    """Every parameter gets a finite gradient, and η comes in bf16."""
+    decoder = build_decoder(name, 12, 5, -3.0, SMALL)
+    with torch.autocast("cpu", torch.bfloat16):
+        eta = decoder(torch.randn(2, 12, 16, 16))
+    assert eta.dtype == torch.bfloat16
+    eta.float().square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in decoder.parameters())

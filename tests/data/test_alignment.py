@@ -1,0 +1,75 @@
+"""Shift of counts against image, and stripes, where the truth is known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from sparsity_trap.data import alignment as registration
+from sparsity_trap.data.patches import PatchStore
+
+
+def section(shift: tuple[int, int], patches: int = 4) -> SimpleNamespace:
+    """Random dark blobs, and counts drawn from them ``shift`` bins away."""
+    draw = np.random.default_rng(5)
+    images, counts = [], []
+    for _ in range(patches):
+        tissue = ndimage.gaussian_filter(draw.standard_normal((192, 192)), 4)
+        tissue = np.clip(tissue / tissue.std(), 0, None)
+        rate = 0.02 * np.roll(tissue, shift, (0, 1))[32:160, 32:160]
+        counts.append(draw.poisson(np.repeat(rate[None], 50, 0)).astype(np.uint16))
+        dark = ndimage.zoom(tissue[32:160, 32:160], 224 / 128, order=1)
+        images.append(np.repeat((230 - 45 * dark.clip(0, 4))[..., None], 3, 2).astype(np.uint8))
+    return SimpleNamespace(images=images, counts=counts, __len__=lambda: patches)
+
+
+class Store(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, 0), (-2, 7), (12, -9)])
+def test_shift_is_found_to_half_a_bin(shift):
+    found = registration.count_image_shift(Store(**vars(section(shift))))
+    assert (found.rows, found.columns) == pytest.approx(shift, abs=0.5)
+    assert (found.warning is None) == (np.hypot(*shift) <= registration.TOLERATED)
+
+
+def test_warning_names_direction_and_remedy():
+    warning = registration.Shift(3.0, -1.0, np.zeros((1, 1))).warning
+    assert "+3.0 rows and -1.0 columns" in warning and "check that this is the image" in warning
+
+
+def test_stripes_are_estimated_in_spite_of_tissue_edges():
+    draw = np.random.default_rng(0)
+    rows, cols = (np.exp(0.3 * draw.standard_normal(n)) for n in (300, 260))
+    field = np.exp(ndimage.gaussian_filter(draw.standard_normal((300, 260)), 25) * 20)
+    tissue = np.hypot(*np.ogrid[-150:150, -130:130]) < 120
+    total = draw.poisson(2 * field * rows[:, None] * cols) * tissue
+    found = registration.stripe_factors(total, tissue)
+    for truth, factor, lines in zip(
+        (rows, cols), found, (tissue.any(1), tissue.any(0)), strict=True
+    ):
+        local = truth / ndimage.uniform_filter1d(truth, 9)
+        measured = lines & (factor != 1)
+        assert np.corrcoef(np.log(local[measured]), np.log(factor[measured]))[0, 1] > 0.9
+        assert (factor[~lines] == 1).all()
+
+
+def test_strength_is_the_median_log_ratio_of_neighbours():
+    factor = np.where(np.arange(100) % 2, 2.0, 0.5).astype(np.float32)
+    assert registration.stripe_strength(factor) == pytest.approx(2)
+    assert np.isnan(registration.stripe_strength(np.ones(5, np.float32)))
+
+
+def test_offset_of_a_patch_is_the_log_of_its_rows_and_columns():
+    store = object.__new__(PatchStore)
+    store.row_factor, store.col_factor = np.exp(np.arange(300.0)), np.exp(np.arange(300.0) / 1000)
+    store.origin = np.array([[128, 0], [0, 128]])
+    offset = np.stack([store.stripe_offset(patch) for patch in range(2)])
+    assert offset.shape == (2, 128, 128)
+    assert offset[0, 3, 5] == pytest.approx(131 + 0.005)
+    assert offset[1, 3, 5] == pytest.approx(3 + 0.133)

@@ -1,0 +1,35 @@
+"""Tables as the book shows them."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import numpy as np
+import pandas as pd
+
+from sparsity_trap.show import tables
+
+
+def test_numbers_are_rounded_and_headings_are_words():
+    table = pd.DataFrame(
+        {
+            "loss": ["mse", "<b>"],
+            "n_genes": [50, 7],
+            "rho": [-0.12345, np.nan],
+            "p_value": [4.2e-9, 0.123],
+            "converged": [True, False],
+        }
+    )
+    shown = tables.show(table, 2).data
+    assert "<script" not in shown and "<b>" not in shown
+    cells = [html.unescape(cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", shown)]
+    assert cells[:5] == ["loss", "genes", "ρ", "p", "converged"]
+    assert cells[5:10] == ["MSE", "50", "−0.12", "4.2e−09", "yes"]
+    assert cells[10:] == ["<b>", "7", "–", "0.12", "no"]
+
+
+def test_levels_of_headings_and_rows_stay():
+    columns = pd.MultiIndex.from_product([["pcc_8um_mse"], ["published", "this run"]])
+    shown = tables.show(pd.DataFrame([[0.1, None]], ["MUC12"], columns), index=True).data
+    assert all(text in shown for text in ("PCC 8 µm, MSE", "this run", "MUC12", "0.100", "–"))

@@ -1,0 +1,389 @@
+"""Predictions as AnnData: places, sums, and what other libraries read from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+import zarr
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy import ndimage
+from spaceranger import turned_grid, write_outs
+
+from sparsity_trap import predict
+from sparsity_trap import settings as config
+from sparsity_trap.data.genes import PANEL, panel_table
+from sparsity_trap.data.patches import PatchStore, write_store
+from sparsity_trap.data.spaceranger import Slide, open_slide
+from sparsity_trap.decoders import build_decoder
+from sparsity_trap.encoders import load_encoder
+from sparsity_trap.predict import load_model, predict_image, predict_section
+from sparsity_trap.provenance import record
+from sparsity_trap.settings import Patches, Preset, Run, Simulation, UserError, load_preset
+from sparsity_trap.simulation.section import simulate_section
+from sparsity_trap.training import Model
+
+RUN = Run(arm="E", test_patient="P5", seed=0)
+FEW = ["ACTB", "KRT8", "JCHAIN"]
+
+
+def cut(outs: Path, path: Path, genes=PANEL, patient: str = "P5") -> tuple[PatchStore, Slide]:
+    slide = open_slide(outs)
+    write_store(slide, genes, path, patient=patient, source="simulated", settings=Patches())
+    return PatchStore(path), slide
+
+
+def write_run(preset: Preset, images: np.ndarray, genes=PANEL, coarse: bool = False) -> Path:
+    """A run folder of a random decoder, whose tokens are standardised on some images.
+
+    A coarse decoder gives all bins of a token one rate.
+    """
+    torch.manual_seed(0)
+    arm = preset.arm("E")
+    tokens = load_encoder("filterbank")(torch.from_numpy(images))
+    decoder = build_decoder(arm.decoder, tokens.shape[1], len(genes), arm.bias, preset.decoder)
+    model = Model(
+        decoder, tokens.mean((0, 2, 3), keepdim=True), tokens.std((0, 2, 3), keepdim=True), arm.link
+    )
+    if coarse:
+        weight = model.decoder.head.weight.data.unflatten(0, (len(genes), -1))
+        weight[:] = weight[:, :1].clone()
+    folder = preset.run_dir(RUN)
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "checkpoint.safetensors")
+    table = panel_table().set_index("gene").loc[list(genes)].reset_index()
+    table[["gene", "category"]].to_parquet(folder / "genes.parquet")
+    details = {**RUN.model_dump(), "training_patients": ["P1", "P2"]}
+    (folder / "provenance.json").write_text(json.dumps(record(preset, 0.0, **details)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("root")
+        patch.setattr(config, "ROOT", folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def preset(root) -> Preset:
+    preset = load_preset("smoke")
+    arms = {k: arm.model_copy(update={"decoder": "linear"}) for k, arm in preset.arms.items()}
+    return preset.model_copy(update={"arms": arms})
+
+
+@pytest.fixture(scope="module")
+def simulated(preset) -> tuple[PatchStore, Slide]:
+    outs = preset.outs("P5")
+    simulate_section(outs, "P5", Simulation(side_um=320, seed=20))
+    return cut(outs, preset.store("P5"))
+
+
+@pytest.fixture(scope="module")
+def run_dir(preset, simulated) -> Path:
+    """A run whose stored predictions are the true rates."""
+    store, _ = simulated
+    folder = write_run(preset, store.images[:])
+    zarr.open_group(folder / "predictions.zarr", mode="w").create_array("rate", data=store.truth[:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def at_8um(run_dir, simulated):
+    return predict_section(run_dir, *simulated)
+
+
+@pytest.fixture(scope="module")
+def at_2um(run_dir, simulated):
+    return predict_section(run_dir, *simulated, bin_um=2)
+
+
+def position_table(slide: Slide) -> pd.DataFrame:
+    return pd.read_parquet(slide.positions_path).set_index("barcode")
+
+
+def test_model_is_rebuilt_with_its_weights_and_record(run_dir, simulated):
+    trained = load_model(run_dir)
+    assert trained.run == RUN and trained.preset.name == "smoke"
+    assert tuple(trained.genes["gene"]) == PANEL and not trained.model.training
+    for key, value in load_file(run_dir / "checkpoint.safetensors").items():
+        assert torch.equal(trained.model.state_dict()[key].cpu(), value)
+
+
+def test_faulty_run_folders_are_refused(tmp_path, run_dir):
+    with pytest.raises(UserError, match="provenance.json does not exist"):
+        load_model(tmp_path)
+    for name in ("provenance.json", "genes.parquet", "checkpoint.safetensors"):
+        (tmp_path / name).write_bytes((run_dir / name).read_bytes())
+    assert load_model(tmp_path).run == RUN
+    pd.read_parquet(run_dir / "genes.parquet").head(3).to_parquet(tmp_path / "genes.parquet")
+    with pytest.raises(UserError, match="cannot be read as a run"):
+        load_model(tmp_path)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="cannot be read as a run"):
+        load_model(tmp_path)
+
+
+def test_bins_carry_their_barcode_position_and_rate(at_2um, simulated):
+    """Against the positions table, the matrix and the true rates, all in the array's own frame."""
+    import scanpy as sc
+
+    _, slide = simulated
+    table = position_table(slide).loc[at_2um.obs_names]
+    assert (table["in_tissue"] == 1).all() and (at_2um.obs["in_tissue"] == 1).all()
+    for column in ("array_row", "array_col"):
+        assert np.array_equal(table[column], at_2um.obs[column])
+    expected = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]]
+    assert np.allclose(at_2um.obsm["spatial"], expected, atol=1e-3)
+
+    rate = zarr.open_group(slide.outs / "truth.zarr", mode="r")
+    order = [list(rate.attrs["genes"]).index(gene) for gene in at_2um.var_names]
+    rate = rate["rate"][:][order][:, at_2um.obs["array_row"], at_2um.obs["array_col"]].T
+    assert at_2um.X.dtype == np.float32 and np.array_equal(at_2um.X, rate.astype(np.float32))
+
+    measured = sc.read_10x_h5(slide.matrix_path)[at_2um.obs_names, at_2um.var_names]
+    assert (at_2um.layers["counts"] != measured.X).nnz == 0
+
+
+def test_large_bins_are_sums_of_small_ones(at_2um, at_8um):
+    parent = [
+        f"s_008um_{r:05d}_{c:05d}-1"
+        for r, c in zip(at_2um.obs["array_row"] // 4, at_2um.obs["array_col"] // 4, strict=True)
+    ]
+    for small, large in (
+        (at_2um.X, at_8um.X),
+        (at_2um.layers["counts"].toarray(), at_8um.layers["counts"].toarray()),
+    ):
+        sums = pd.DataFrame(small.astype(float)).groupby(parent).sum()
+        assert np.allclose(sums.loc[at_8um.obs_names], large, rtol=1e-4)
+    members = pd.Series(parent).value_counts()
+    assert set(members.index[members > 8]) == set(at_8um.obs_names)
+    middle = pd.DataFrame(at_2um.obsm["spatial"]).groupby(parent).mean()
+    middle = middle[middle.index.isin(members.index[members == 16])]
+    whole = at_8um[middle.index].obsm["spatial"]
+    assert np.allclose(middle, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", [(False, True, False), (True, False, True)])
+def test_grids_that_are_no_multiple_of_four(preset, tmp_path, how):
+    """Turned grids whose 8 µm bins are cut by the patches' edges; two patches, other run."""
+    rng = np.random.default_rng(0)
+    shape = (270, 150) if how[0] else (150, 270)
+    in_tissue = rng.random(shape) < 0.8
+    counts = rng.poisson(0.2, (3, *shape)) * in_tissue
+    y, x, image_shape = turned_grid(shape, how)
+    image = rng.integers(50, 250, (*image_shape, 3)).astype(np.uint8)
+    outs = write_outs(tmp_path / "outs", counts, FEW, y=y, x=x, in_tissue=in_tissue, image=image)
+    store, slide = cut(outs, tmp_path / "P1.zarr", FEW, "P1")
+    moved = preset.model_copy(update={"name": f"turned-{how[0]}"})
+    folder = write_run(moved, store.images[:], FEW)
+    small, large = (predict_section(folder, store, slide, bin_um=um) for um in (2, 8))
+    rows, cols = small.obs["array_row"], small.obs["array_col"]
+    assert len(store) == 2 and small.n_obs == store.mask[:].sum()
+    assert np.array_equal(small.layers["counts"].toarray(), counts[:, rows, cols].T)
+    assert np.allclose(
+        small.obsm["spatial"], np.stack([x[rows, cols], y[rows, cols]], 1), atol=0.01
+    )
+    parent = (rows // 4 * 1000 + cols // 4).to_numpy()
+    sums = pd.DataFrame(small.X.astype(float)).groupby(parent).sum()
+    key = large.obs["array_row"] * 1000 + large.obs["array_col"]
+    assert np.allclose(sums.loc[key], large.X, rtol=1e-4)
+    assert large.uns["sparsity_trap"]["seen_in_training"]
+
+    # The rates themselves, patch by patch from the store's own images.
+    trained = load_model(folder)
+    with torch.inference_mode():
+        tokens = load_encoder("filterbank")(torch.from_numpy(store.images[:])).half()
+        rate = trained.model.rate(tokens).numpy()
+    assert np.isclose(small.X.sum(), (rate * store.mask[:][:, None]).sum(), rtol=1e-4)
+
+
+def test_positions_fall_on_the_tissue_that_bears_the_counts(at_8um, simulated):
+    _, slide = simulated
+    image = tifffile.imread(slide.image)
+    dark = ndimage.gaussian_filter(255.0 - image.mean(2), 8)
+    counts = np.asarray(at_8um.layers["counts"].sum(1)).ravel()
+    x, y = at_8um.obsm["spatial"].T
+
+    def agreement(y: np.ndarray, x: np.ndarray) -> float:
+        return np.corrcoef(ndimage.map_coordinates(dark, [y, x], order=1), counts)[0, 1]
+
+    right = agreement(y, x)
+    mirrored = max(agreement(y.max() + y.min() - y, x), agreement(y, x.max() + x.min() - x))
+    assert right > 0.2 and right > mirrored + 0.1
+
+    # The small images show the same at their scale.
+    spatial = at_8um.uns["spatial"]["P5"]
+    for name in ("hires", "lowres"):
+        small = spatial["images"][name].mean(2)
+        scale = spatial["scalefactors"][f"tissue_{name}_scalef"]
+        seen = ndimage.map_coordinates(small, [y * scale, x * scale], order=1)
+        own = ndimage.map_coordinates(ndimage.gaussian_filter(image.mean(2), 1), [y, x], order=1)
+        assert np.corrcoef(seen, own)[0, 1] > 0.8
+
+
+def test_scanpy_and_squidpy_read_it(at_8um, tmp_path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import scanpy as sc
+    import squidpy as sq
+
+    path = predict.write(at_8um, tmp_path / "new" / "P5.h5ad")
+    assert [p.name for p in path.parent.iterdir()] == ["P5.h5ad"]
+    back = sc.read_h5ad(path)
+    assert np.array_equal(back.X, at_8um.X) and list(back.var_names) == list(PANEL)
+    assert back.obs_names.equals(at_8um.obs_names)
+    assert (back.layers["counts"] != at_8um.layers["counts"]).nnz == 0
+    assert list(back.var["category"]) == list(panel_table()["category"])
+    origin = back.uns["sparsity_trap"]
+    assert origin["mark"] == "SIMULATED DATA" and origin["run"] == "E-P5-s0"
+    assert not origin["seen_in_training"] and origin["run_commit"]
+
+    sq.pl.spatial_scatter(back, color="PIGR", shape="square", library_id="P5")
+    sc.pl.spatial(back, color="PIGR", show=False)
+    plt.gcf().savefig(tmp_path / "P5.png")
+    plt.close("all")
+    sq.gr.spatial_neighbors(back, coord_type="grid", n_neighs=4)
+    neighbours = np.diff(back.obsp["spatial_connectivities"].indptr)
+    assert np.median(neighbours) == 4  # one bin apart, so the scale is right
+    sq.gr.spatial_autocorr(back, mode="moran", n_perms=None, n_jobs=1)
+    assert back.uns["moranI"].loc["PIGR", "I"] > 0.2
+
+
+def test_spatialdata_reads_back(at_8um, tmp_path):
+    import spatialdata
+
+    named = at_8um.copy()
+    named.uns["spatial"] = {"slide 5": at_8um.uns["spatial"]["P5"]}
+    assert "slide_5_bins" in predict.to_spatialdata(named)
+    path = predict.write_spatialdata(at_8um, tmp_path / "P5.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["P5.zarr"]
+    back = spatialdata.read_zarr(path)
+    table = back["predictions"]
+    assert np.array_equal(table.X, at_8um.X)
+    squares = back["P5_bins"].geometry.loc[table.obs["bin"]]
+    assert np.allclose(np.sqrt(squares.area), 16)  # 8 µm at 0.5 µm per pixel
+    centre = np.stack([squares.centroid.x, squares.centroid.y], axis=1)
+    assert np.allclose(centre, at_8um.obsm["spatial"] + 0.5)
+    extent = spatialdata.get_extent(back["P5_hires"])
+    assert extent["x"][1] >= centre[:, 0].max() and extent["y"][1] >= centre[:, 1].max()
+    assert spatialdata.bounding_box_query(
+        back, axes=("x", "y"), min_coordinate=[0, 0], max_coordinate=centre.mean(0),
+        target_coordinate_system="global",
+    )["predictions"].n_obs < table.n_obs  # fmt: skip
+
+
+def nearest(adata, points: np.ndarray, number: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Distance and number of the bins nearest to some pixels."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(adata.obsm["spatial"]).query(points, number)
+
+
+def test_image_alone_predicts_what_the_store_predicts(preset, simulated, tmp_path):
+    """A section whose grid lies as the tiles of the image do, upside down."""
+    _, slide = simulated
+    image = tifffile.imread(slide.image)[:600, :560]
+    rows, cols = np.indices((128, 128))
+    y, x = 4.0 * rows[::-1] + 1.5, 4.0 * cols + 1.5
+    outs = write_outs(tmp_path / "outs", np.ones((3, 128, 128), int), FEW, y=y, x=x, image=image)
+    store, own = cut(outs, tmp_path / "P1.zarr", FEW, "P1")
+    folder = write_run(preset.model_copy(update={"name": "tiles"}), store.images[:], FEW)
+    Image.fromarray(np.full((60, 56), 1, np.uint8)).save(tmp_path / "mask.png")
+    for um in (2, 8):
+        section = predict_section(folder, store, own, bin_um=um)
+        alone = predict_image(
+            folder, outs / "tissue_image.tif", 0.5, bin_um=um, mask=tmp_path / "mask.png"
+        )
+        distance, index = nearest(alone, section.obsm["spatial"])
+        assert distance.max() < 0.01
+        assert np.allclose(alone.X[index], section.X, rtol=0.02, atol=1e-4)
+    assert "counts" not in alone.layers and alone.n_obs > section.n_obs
+    origin = alone.uns["sparsity_trap"]
+    assert origin["source"] == "image" and "TRAINED ON SIMULATED DATA" in origin["mark"]
+    assert list(alone.uns["spatial"]) == ["tissue_image"]
+    # Bins beyond the image have no tissue, whatever the mask says.
+    assert alone.obsm["spatial"].max(0)[0] < 560 and alone.obsm["spatial"].max(0)[1] < 600
+
+
+def test_image_alone_agrees_on_a_turned_section(preset, simulated):
+    """Here tiles and patches do not coincide: means over 40 µm agree, and only at their places."""
+    store, slide = simulated
+    folder = write_run(preset.model_copy(update={"name": "coarse"}), store.images[:], coarse=True)
+    section = predict_section(folder, store, slide)
+    alone = predict_image(folder, slide.image, 0.5)
+    distance, _ = nearest(alone, section.obsm["spatial"])
+    assert distance.max() < 12  # pixels; bins of both are 16 apart
+
+    def around(adata, points: np.ndarray) -> np.ndarray:
+        _, index = nearest(adata, points, 25)
+        return adata.X[index].mean(1)
+
+    here = section.obsm["spatial"]
+    flipped = here.max(0) + here.min(0) - here
+    expected = around(section, here)
+    agreement = {}
+    for name, points in {
+        "right": here,
+        "upside down": np.stack([here[:, 0], flipped[:, 1]], 1),
+        "mirrored": np.stack([flipped[:, 0], here[:, 1]], 1),
+    }.items():
+        found = around(alone, points)
+        agreement[name] = np.median(
+            [np.corrcoef(found[:, g], expected[:, g])[0, 1] for g in range(len(PANEL))]
+        )
+    assert agreement.pop("right") > max(0.6, *(value + 0.3 for value in agreement.values()))
+
+
+def test_tissue_mask_follows_the_simulated_tissue(simulated):
+    _, slide = simulated
+    image = tifffile.imread(slide.image)
+    table = position_table(slide)
+    y, x = (np.rint(table[f"pxl_{axis}_in_fullres"]).astype(int) for axis in ("row", "col"))
+    found = predict.tissue_mask(image, 0.5)[y, x]
+    true = table["in_tissue"] == 1
+    assert (found & true).sum() / (found | true).sum() > 0.9
+    assert not predict.tissue_mask(np.full((300, 300, 3), 243, np.uint8), 2.0).any()
+
+
+def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_path, monkeypatch):
+    store, slide = simulated
+    with pytest.raises(UserError, match="does not predict gene TP53"):
+        predict_section(run_dir, store, slide, genes=["TP53"])
+    with pytest.raises(UserError, match="choose 2 or 8"):
+        predict_section(run_dir, store, slide, bin_um=16)
+    few = predict_section(run_dir, store, slide, bin_um=2, genes=["DES", "PIGR"])
+    assert list(few.var_names) == ["DES", "PIGR"]
+    monkeypatch.setattr(predict, "MAX_VALUES", few.n_obs * 2)
+    with pytest.raises(UserError, match="at most 2 in genes="):
+        predict_section(run_dir, store, slide, bin_um=2)
+    predict_section(run_dir, store, slide, bin_um=2, genes=["DES", "PIGR"])
+    monkeypatch.setattr(predict, "MAX_SQUARES", 3)
+    with pytest.raises(UserError, match="too many squares"):
+        predict.to_spatialdata(few)
+
+    other = write_outs(tmp_path / "outs", np.ones((3, 20, 20), int), FEW)
+    with pytest.raises(UserError, match="of the same section"):
+        predict_section(run_dir, store, open_slide(other))
+    with pytest.raises(UserError, match="microns_per_pixel is 0.0"):
+        predict_image(run_dir, slide.image, 0.0)
+    with pytest.raises(UserError, match="none.tif does not exist"):
+        predict_image(run_dir, tmp_path / "none.tif", 0.5)
+    glass = tmp_path / "glass.tif"
+    tifffile.imwrite(glass, np.full((600, 600, 3), 240, np.uint8), photometric="rgb")
+    with pytest.raises(UserError, match="no patch of 256 µm holds enough tissue"):
+        predict_image(run_dir, glass, 0.5)
+    Image.new("L", (20, 100)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="a mask of the same field"):
+        predict_image(run_dir, glass, 0.5, mask=tmp_path / "mask.png")
+    with pytest.raises(UserError, match="cannot be read as a mask"):
+        predict_image(run_dir, glass, 0.5, mask=run_dir / "provenance.json")

@@ -1,0 +1,262 @@
+"""The table of checks: sound sections pass, each fault gets its row, none stops the others."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+from spaceranger import write_outs
+
+from sparsity_trap import doctor, encoders
+from sparsity_trap.data.genes import PANEL
+from sparsity_trap.settings import Genes, UserError, load_preset
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two sound sections of the panel's genes and a cohort file that names them.
+
+    This machine passes whatever it is.
+    """
+    for check in ("python", "packages", "gpu"):
+        monkeypatch.setattr(doctor, check, lambda: [doctor.Row("", "ok", "sound")])
+    for seed, name in enumerate(["P1", "P2"]):
+        write_section(tmp_path / name / "outs", seed)
+    (tmp_path / "cohort.yaml").write_text("patients: {P1: {outs: P1/outs}, P2: {outs: P2/outs}}")
+    return tmp_path
+
+
+def write_section(outs, seed, genes=PANEL):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    write_outs(outs, rng.poisson(0.3, (len(genes), 12, 16)), genes, image=image)
+
+
+def matrix(outs):
+    return outs / "binned_outputs" / "square_002um" / "filtered_feature_bc_matrix.h5"
+
+
+def smoke():
+    return load_preset("smoke")
+
+
+def examine(folder, preset=smoke):
+    return list(doctor.examine(preset, folder / "cohort.yaml"))
+
+
+def of(rows, check):
+    return [row for row in rows if row.check == check]
+
+
+def test_sound_sections(folder):
+    rows = examine(folder)
+    assert [row for row in rows if row.state == "FAIL"] == []
+    (files,) = of(rows, "P1 files")
+    assert "versions not recorded" in files.found and "GRCh38" in files.found
+    (image,) = of(rows, "P2 image")
+    assert "64 x 64 pixels of 0.5 µm" in image.found
+    for check in ("counts", "genes", "bins", "positions"):
+        assert len(of(rows, f"P1 {check}")) == len(of(rows, f"P2 {check}")) == 1
+    assert of(rows, "duplicates")[0].state == "ok"
+
+
+def test_versions_are_shown(folder):
+    with h5py.File(matrix(folder / "P1" / "outs"), "r+") as file:
+        file.attrs["software_version"] = "spaceranger-4.0.1"
+    (files,) = of(examine(folder), "P1 files")
+    assert "written by spaceranger-4.0.1" in files.found
+
+
+def test_every_fault_has_its_row(folder):
+    write_section(folder / "P3" / "outs", 3, genes=[*PANEL[1:], "TP53"])
+    with h5py.File(matrix(folder / "P3" / "outs"), "r+") as file:
+        values = file["matrix/data"][:] + 0.5
+        del file["matrix/data"]
+        file["matrix/data"] = values
+    write_section(folder / "P4" / "outs", 0)
+    write_section(folder / "P5" / "outs", 5)
+    matrix(folder / "P5" / "outs").write_bytes(b"")
+    names = ["P1", "P2", "P3", "P4", "P5", "P6"]
+    sections = ", ".join(f"{name}: {{outs: {name}/outs}}" for name in names)
+    (folder / "cohort.yaml").write_text(f"patients: {{{sections}}}")
+    failed = {row.check: row for row in examine(folder) if row.state == "FAIL"}
+    assert set(failed) == {"P3 counts", "P3 genes", "P5 files", "P6 files", "duplicates"}
+    assert "is not a count" in failed["P3 counts"].found
+    assert "raw UMI" in failed["P3 counts"].mend
+    assert PANEL[0] in failed["P3 genes"].found
+    assert "whole Space Ranger matrix" in failed["P5 files"].found
+    assert failed["P5 files"].mend == "copy it again"
+    assert "patients.P6.outs" in failed["P6 files"].found
+    assert "sections P1 and P4 are the same section" in failed["duplicates"].found
+
+
+def test_a_bad_preset_or_cohort_file_stops_nothing(folder):
+    (folder / "cohort.yaml").write_text("patients: {P1: {out: x}}")
+    rows = examine(folder, partial(load_preset, "none"))
+    failed = [row.check for row in rows if row.state == "FAIL"]
+    assert failed == ["preset", "cohort"]
+    assert of(rows, "packages")
+
+
+def test_surprises_become_rows(folder, monkeypatch):
+    def broken():
+        raise ZeroDivisionError("by surprise")
+        yield
+
+    monkeypatch.setattr(doctor, "python", broken)
+    rows = examine(folder)
+    assert rows[0] == doctor.Row(
+        "Python", "FAIL", "ZeroDivisionError: by surprise", "make env, or report this"
+    )
+    assert of(rows, "duplicates")
+
+
+def test_preset_of_real_sections_that_are_not_there(tmp_path, monkeypatch):
+    preset = smoke().model_copy(update={"source": "spaceranger"})
+    monkeypatch.setattr(type(preset), "outs", lambda _, patient: tmp_path / patient / "outs")
+    rows = list(doctor.examine(lambda: preset))
+    missing = of(rows, f"{preset.patients[0]} files")
+    assert missing[0].state == "FAIL" and "make download" in missing[0].mend
+
+
+def test_this_machine():
+    for check in (doctor.python, doctor.packages, doctor.gpu):
+        rows = list(check())
+        assert rows and all(row.state == "ok" or row.mend for row in rows)
+
+
+def test_packages(tmp_path):
+    lock = tmp_path / "requirements.lock.txt"
+    installed = doctor.metadata.version("numpy")
+    lock.write_text(f"numpy=={installed}\nscipy==0.0.1\n")
+    (row,) = doctor.packages(lock)
+    assert row.state == "warn" and "scipy" in row.found and "numpy" not in row.found
+    with pytest.raises(UserError, match="does not exist"):
+        list(doctor.packages(tmp_path / "none"))
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
+    (row,) = doctor.packages()
+    assert row.state == "FAIL" and "no-such-package" in row.found
+
+
+def test_disk(tmp_path):
+    (row,) = doctor.disk(tmp_path / "not" / "yet", 0)
+    assert row.state == "ok" and str(tmp_path) in row.found
+    (row,) = doctor.disk(tmp_path, 10**9)
+    assert row.state == "warn"
+
+
+def test_weights(monkeypatch):
+    answer: list[Exception | None] = []
+
+    def check_access(name):
+        if answer[0] is not None:
+            raise answer[0]
+
+    monkeypatch.setattr(encoders, "check_access", check_access)
+    monkeypatch.setattr(encoders, "weights_cached", lambda name: False)
+
+    def row(name, error=None, **options):
+        answer[:] = [error]
+        (row,) = doctor._guarded("encoder", partial(doctor.encoder, name, **options))
+        return row
+
+    assert row("filterbank").state == "ok"
+    assert row("timm:vit_tiny_patch16_224").state == "ok"
+    assert "CC-BY-NC-ND" in row("virchow2").found and row("virchow2").state == "ok"
+    refused = row("virchow2", UserError("no token is present: accept the licence, set HF_TOKEN"))
+    assert refused == doctor.Row(
+        "encoder", "FAIL", "no token is present", "accept the licence, set HF_TOKEN"
+    )
+    unknown = row("virchow2", encoders.Unreachable("no network: connect"))
+    assert unknown == doctor.Row("encoder", "warn", "access unknown; no network", "connect")
+    wrong = row("virchow3")
+    assert wrong.state == "FAIL" and "'virchow3'" in wrong.found and "virchow2" in wrong.mend
+    quiet = row("virchow2", AssertionError("asked"), online=False)
+    assert quiet.state == "warn" and "--offline" in quiet.mend
+    monkeypatch.setattr(encoders, "weights_cached", lambda name: True)
+    assert row("virchow2", AssertionError("asked")).state == "ok"
+
+
+def with_panel(**genes):
+    return smoke().model_copy(update={"genes": Genes(**genes)})
+
+
+def test_panel_of_a_list(folder):
+    """Each symbol of the preset's list is looked for in each section."""
+    listed = folder / "genes.csv"
+    listed.write_text("gene\nPIGR\nMS4A1\n")
+    write_section(folder / "P3" / "outs", 3, genes=[*PANEL, "MS4A1"])
+    (folder / "cohort.yaml").write_text("patients: {P1: {outs: P1/outs}, P3: {outs: P3/outs}}")
+    rows = examine(folder, lambda: with_panel(panel=str(listed)))
+    assert "2 genes" in of(rows, "gene panel")[0].found
+    (one,), (two,) = of(rows, "P1 genes"), of(rows, "P3 genes")
+    assert one.state == "FAIL" and "1 of the 2" in one.found and "MS4A1" in one.found
+    assert "genes.panel" in one.mend
+    assert two.state == "ok"
+    listed.unlink()
+    rows = examine(folder, lambda: with_panel(panel=str(listed)))
+    assert of(rows, "gene panel")[0].state == "FAIL"
+
+
+def test_panel_of_variable_genes(folder, monkeypatch):
+    preset = with_panel(panel="variable", count=7)
+    monkeypatch.setattr(type(preset), "panel_file", folder / "panel.csv")
+    rows = examine(folder, lambda: preset)
+    assert "7 most variable genes" in of(rows, "gene panel")[0].found
+    for name in ("P1", "P2"):
+        (row,) = of(rows, f"{name} genes")
+        assert row.state == "ok" and f"at the data step among {len(PANEL)}" in row.found
+    (folder / "panel.csv").write_text("gene\nMS4A1\n")  # chosen, and then P1 was exchanged
+    rows = examine(folder, lambda: preset)
+    assert of(rows, "P1 genes")[0].state == "FAIL"
+
+
+def test_gpu_memory(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"card {i}")
+    free = [70e9, 3e9]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (free[i], 80e9))
+    idle, busy = doctor.gpu()
+    assert idle.state == "ok" and "card 0, 70 of 80 GB free" in idle.found
+    assert busy.state == "warn" and "3 of 80" in busy.found and busy.mend
+
+
+def test_label_maps(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSITY_TRAP_LABELS", str(tmp_path))
+    (row,) = doctor.label_maps(smoke())
+    assert row.state == "ok"
+    preset = load_preset("smoke", "tissue-map")
+    (row,) = doctor.label_maps(preset)
+    assert row.state == "warn" and "P5" in row.mend
+    (tmp_path / "DeconvolutionResults_P5CRC.csv.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="SHA-256"):
+        list(doctor.label_maps(preset))
+
+
+def test_command_line(folder, capsys):
+    arguments = ["--preset", "smoke", "--cohort", str(folder / "cohort.yaml")]
+    assert doctor.main(arguments) == 0
+    text = capsys.readouterr().out
+    header, *lines = text.splitlines()
+    assert header.split() == ["check", "state", "found", "how", "to", "mend"]
+    assert "checks: 0 failed" in lines[-1]
+    matrix(folder / "P1" / "outs").unlink()
+    assert doctor.main(arguments) == 1
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_columns_are_aligned():
+    path = "/a/path/" + "long-" * 30
+    text = doctor.table([doctor.Row("a", "ok", "x " * 60, "y"), doctor.Row("bb", "FAIL", path)])
+    lines = text.splitlines()
+    state = lines[0].index("state")
+    assert lines[1][state:].startswith("ok") and lines[-1][state:].startswith("FAIL")
+    assert path in text

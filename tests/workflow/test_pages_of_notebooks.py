@@ -1,0 +1,80 @@
+"""Executed notebooks become pages that say how they were made and offer their figures' numbers."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT
+from IPython.core.formatters import DisplayFormatter
+
+from sparsity_trap.settings import load_preset
+from sparsity_trap.show import figures
+
+sys.path.insert(0, str(ROOT / "workflow"))
+import pages  # noqa: E402
+
+NUMBERS = {
+    "run.commit": "0123456789",
+    "run.hardware": "a machine",
+    "training.seconds.total": 1234.5,
+    **{f"cohort.sha256.{patient}": f"{patient}{'0' * 62}" for patient in ("P1", "P2", "P5")},
+}
+
+
+@pytest.fixture
+def notebook() -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it: a title that a cell prints, and a figure."""
+    figure = figures.Exhibit(figsize=(1, 1))
+    figures.mark(figure, "simulated", pd.DataFrame({"gene": ["A", "B"], "gain": [0.1, 1 / 3]}))
+    data, _ = DisplayFormatter().format(figure)
+    data["image/png"] = ""
+    v4 = nbformat.v4
+    title = v4.new_output("execute_result", {"text/markdown": "# Arm E"})
+    cells = [
+        v4.new_code_cell("", metadata={"tags": ["title"]}, outputs=[title]),
+        v4.new_code_cell("", metadata={"tags": ["injected-parameters"]}),
+        v4.new_code_cell(
+            "figure",
+            metadata={"mystnb": {"figure": {"name": "fig-gain"}}},
+            outputs=[v4.new_output("execute_result", data)],
+        ),
+    ]
+    papermill = {
+        "input_path": "/tmp/x/02_train.ipynb",
+        "duration": 12.3,
+        "parameters": {
+            "preset": "smoke",
+            "source": "",
+            "arm": "E",
+            "test_patient": "P5",
+            "seed": 0,
+        },
+    }
+    return v4.new_notebook(cells=cells, metadata={"papermill": papermill})
+
+
+def test_page_says_how_it_was_made(notebook, tmp_path):
+    page = pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)
+    assert page.cells[0].source == "# Arm E"
+    assert page.cells[1].metadata["tags"] == ["injected-parameters", "remove-cell"]
+    made = page.cells[-1].source
+    for said in (
+        "Simulated sections", "P5 `P50000000000`", "</notebooks/02_train.py>", "`0123456789`",
+        "preset=smoke arm=E test_patient=P5 seed=0", "12 s for this page", "1,234 s", "a machine",
+        "<tables/figures/02_train_E-gain.csv>",
+    ):  # fmt: skip
+        assert said in made
+
+
+def test_numbers_behind_a_figure_are_a_file(notebook, tmp_path):
+    page = pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)
+    written = tmp_path / "tables" / "figures" / "02_train_E-gain.csv"
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.StringIO(written.read_text())),
+        pd.DataFrame({"gene": ["A", "B"], "gain": [0.1, 0.333333]}),
+    )
+    assert set(page.cells[2].outputs[0].data) == {"text/plain", "image/png"}

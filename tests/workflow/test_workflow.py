@@ -1,0 +1,207 @@
+"""The chain from one command, in a copy of the repository: the smoke book, twice, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from test_kill import content, differences
+
+from sparsity_trap import settings as config
+from sparsity_trap import steps
+from sparsity_trap.settings import Run, load_preset
+
+pytestmark = pytest.mark.slow
+
+#: Largest change of a gene's PCC or SSIM by the number of threads; stated in book/limits.md.
+THREADS_TOLERANCE = 0.005
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))
+    }
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, env=environment
+    )
+
+
+def plan(folder: Path) -> dict[str, int]:
+    """How many steps of each kind `make book PRESET=smoke` would run."""
+    done = make(folder, "plan", "PRESET=smoke")
+    assert done.returncode == 0, done.stderr
+    steps = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+    return {name: int(count) for name, count in steps}
+
+
+def test_book_and_results_exist(smoke_book):
+    results = smoke_book / "results" / "smoke"
+    assert (smoke_book / "_build" / "html" / "index.html").is_file()
+    numbers = json.loads((results / "numbers.json").read_text())
+    assert numbers["arm.D.loss"] == "mse" and numbers["published.p_value"] > 0.08
+    genes = pd.read_parquet(results / "runs" / "E-P5-s0" / "genes.parquet")
+    assert numbers["arm.E.pcc_8um"] == pytest.approx(genes["pcc_8um"].mean())
+    assert numbers["cohort.sparsity.P5"] == pytest.approx(genes["sparsity"].mean(), abs=0.02)
+    for table, rows in (("S1_genes", 50), ("S2_categories", 8), ("S3_quartiles", 4)):
+        assert len(pd.read_csv(results / "tables" / f"{table}.csv")) == rows
+
+
+def test_numbers_in_prose_are_those_of_the_run(smoke_book):
+    numbers = json.loads((smoke_book / "results" / "smoke" / "numbers.json").read_text())
+    page = (smoke_book / "_build" / "html" / "book" / "index.html").read_text()
+    assert f"{numbers['arm.D.pcc_8um']:.3f}".replace("-", "−") in page
+    assert f"{numbers['ssim.zeros']:.3f}" in page
+
+
+def test_every_page_and_figure_says_that_the_data_are_simulated(smoke_book):
+    html = smoke_book / "_build" / "html"
+    pages = [p for p in html.rglob("*.html") if (html / "book") in p.parents]
+    assert len(pages) >= 15
+    assert all("Simulated sections" in page.read_text() for page in pages)
+
+
+def test_sections_to_scores_once_more_are_the_same_bytes(
+    smoke_book, tmp_path, monkeypatch, threads
+):
+    """Another process, in another folder, with as many threads as a step of the workflow."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    threads(1)
+    preset = load_preset("smoke")
+    steps.run(preset, Run(arm="E", test_patient="P5", seed=0))
+    made, book = content(preset.folder), content(smoke_book / "results" / "smoke")
+    assert len(made) > 100
+    # The runs of other arms were not made here.
+    book = {name: held for name, held in book.items() if not name.startswith(("runs/D", "D-"))}
+    assert differences(made, book) == []
+
+
+def test_figures_once_more_have_the_same_data(smoke_book, tmp_path):
+    again = execute(smoke_book, tmp_path, "04_sparsity.py", "preset=smoke")
+    shown = [
+        [
+            {kind: output["data"][kind] for kind in ("image/png", "text/csv")}
+            for cell in nbformat.read(path, as_version=4).cells
+            for output in cell.get("outputs", [])
+            if "text/csv" in output.get("data", {})
+        ]
+        for path in (again, smoke_book / "results" / "smoke" / "notebooks" / "04_sparsity.ipynb")
+    ]
+    assert len(shown[0]) >= 3 and shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("arm", ["D", "E"])
+def test_threads_change_scores_within_the_stated_tolerance(
+    smoke_book, tmp_path, monkeypatch, threads, arm
+):
+    """The book trains with one thread; torch splits sums over its threads."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    preset, book = load_preset("smoke"), smoke_book / "results" / "smoke"
+    preset.folder.mkdir(parents=True)
+    for name in ("stores", "tokens"):
+        (preset.folder / name).symlink_to(book / name)
+    threads(2)
+    run = Run(arm=arm, test_patient="P5", seed=0)
+    two = pd.read_parquet(steps.run(preset, run) / "genes.parquet")
+    one = pd.read_parquet(book / "runs" / run.name / "genes.parquet")
+    for score in ("pcc_2um", "pcc_8um", "spearman_8um", "ssim_2um", "ssim_8um"):
+        np.testing.assert_allclose(one[score], two[score], atol=THREADS_TOLERANCE, err_msg=score)
+    assert one["pcc_8um"].abs().gt(10 * THREADS_TOLERANCE).any()  # there is something to change
+
+
+def test_second_make_book_finds_nothing_to_do(smoke_book):
+    index = smoke_book / "_build" / "html" / "index.html"
+    before = index.stat().st_mtime_ns
+    done = make(smoke_book, "book", "PRESET=smoke")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    assert index.stat().st_mtime_ns == before
+
+
+def test_edited_analysis_notebook_does_not_train_again(smoke_book):
+    script = smoke_book / "notebooks" / "04_sparsity.py"
+    text = script.read_text()
+    try:
+        script.write_text(text.replace("## By category", "## Per category"))
+        steps = plan(smoke_book)
+    finally:
+        script.write_text(text)
+        # Leave the tree as up to date as it was.
+        os.utime(script, (0, 0))
+    assert steps == {"analysis": 1, "html": 1, "book": 1, "total": 3}
+
+
+@pytest.mark.parametrize(
+    ("deleted", "step"),
+    [("runs/D-matched-P5-s0", "train_without_page"), ("viewer", "browser"), ("stores", "data")],
+)
+def test_deleted_results_are_computed_again(smoke_book, tmp_path, deleted, step):
+    """Also where the book that was made from them is still there."""
+    folder = smoke_book / "results" / "smoke" / deleted
+    folder.rename(tmp_path / "aside")
+    try:
+        steps = plan(smoke_book)
+    finally:
+        (tmp_path / "aside").rename(folder)
+    assert steps[step] == (3 if deleted == "stores" else 1) and steps["html"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["book", "PRESET=huge"], "error: preset 'huge' does not exist"),
+        (["book", "PRESET=smoke", "SOURCE=moon"], "key 'source'"),
+        (["book", "PRESET=smoke", "SOURCE=spaceranger"], "outs does not exist: put the Space"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_in_a_sentence(smoke_book, arguments, sentence):
+    done = make(smoke_book, *arguments)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
+    folder = smoke_book / "results" / "smoke" / "notebooks"
+    notebooks = sorted(folder.glob("*.ipynb"))
+    assert len(notebooks) == 3 + 2 + 6 + 1 + 1
+    for path in notebooks:
+        cells = nbformat.read(path, as_version=4).cells
+        assert any("injected-parameters" in c.metadata.get("tags", []) for c in cells)
+        for cell in cells:
+            if "figure" in cell.metadata.get("mystnb", {}):
+                (output,) = cell.outputs
+                assert len({"image/png", "image/jpeg"} & output["data"].keys()) == 1, path
+        kinds = [output.output_type for c in cells for output in c.get("outputs", [])]
+        assert "error" not in kinds
+
+
+def execute(smoke_book: Path, folder: Path, script: str, *parameters: str) -> Path:
+    """Execute a notebook of the book's copy of the program; return the executed one in ``folder``."""
+    output = folder / Path(script).with_suffix(".ipynb")
+    command = [sys.executable, "workflow/execute_notebook.py", f"notebooks/{script}", str(output)]
+    done = subprocess.run(
+        [*command, *parameters],
+        cwd=smoke_book,
+        env=os.environ | {"PYTHONPATH": str(smoke_book)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_notebook_of_predictions_writes_both_bin_sizes(smoke_book, tmp_path):
+    import scanpy as sc
+
+    execute(smoke_book, tmp_path, "09_predict.py", f"output={tmp_path}")
+    large = sc.read_h5ad(tmp_path / "E-P5-s0_P5_008um.h5ad")
+    small = sc.read_h5ad(tmp_path / "E-P5-s0_P5_002um.h5ad")
+    assert large.n_vars == 50 and "counts" in large.layers and small.n_obs > 15 * large.n_obs
