@@ -97,11 +97,11 @@ watch: $(STAMP)  ## build the book, and again whenever a chapter, a notebook, a 
 		$(MAKE) --no-print-directory book
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
-	@$(BIN)/python -m sparsity_trap.doctor --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
+	@$(BIN)/python workflow/doctor.py --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
 		$(if $(COHORT),--cohort '$(COHORT)')
 
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5 to data/sections
-	@$(BIN)/python -m sparsity_trap.download $(PATIENTS)
+	@$(BIN)/python workflow/download.py $(PATIENTS)
 
 bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-image; writes results/bench
 	@$(BIN)/python -m benchmarks.ingest

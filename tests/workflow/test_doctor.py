@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import h5py
 import numpy as np
 import pytest
+from conftest import ROOT
 from spaceranger import write_outs
 
-from sparsity_trap import doctor, encoders
+from sparsity_trap import encoders
 from sparsity_trap.data.genes import PANEL
 from sparsity_trap.settings import Genes, UserError, load_preset
+
+sys.path.append(str(ROOT / "workflow"))
+import doctor  # noqa: E402 - a script beside the module
 
 
 @pytest.fixture
@@ -125,6 +130,15 @@ def test_this_machine():
     for check in (doctor.python, doctor.packages, doctor.gpu):
         rows = list(check())
         assert rows and all(row.state == "ok" or row.mend for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [((3, 10), "FAIL"), ((3, 11), "ok"), ((3, 12), "ok"), ((3, 13), "FAIL")]
+)
+def test_versions_of_python(monkeypatch, version, state):
+    monkeypatch.setattr(doctor.sys, "version_info", (*version, 0))
+    (row,) = doctor.python()
+    assert row.state == state
 
 
 def test_packages(tmp_path):

@@ -1,4 +1,4 @@
-"""Check everything a run needs: ``python -m sparsity_trap.doctor [--preset NAME] [--cohort FILE]``.
+"""Check everything a run needs: ``python workflow/doctor.py [--preset NAME] [--cohort FILE]``.
 
 Prints one table of what was found and how to mend it. The exit status is 1 if anything fails.
 No check stops another, and nothing is downloaded or written. Only the access to an encoder's
@@ -88,8 +88,10 @@ def examine(
 def python() -> Iterator[Row]:
     """Version of Python against the one the lock was made for."""
     found = f"Python {platform.python_version()}"
-    sound = sys.version_info[:2] == (3, 11)
-    yield Row("Python", *(("ok", found) if sound else ("FAIL", found, "install 3.11, make env")))
+    sound = sys.version_info[:2] in ((3, 11), (3, 12))
+    yield Row(
+        "Python", *(("ok", found) if sound else ("FAIL", found, "install 3.11 or 3.12, make env"))
+    )
 
 
 def packages(lock: Path = LOCK) -> Iterator[Row]:
@@ -396,9 +398,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsity_trap.doctor", description="Check everything a run needs."
-    )
+    parser = argparse.ArgumentParser(description="Check everything a run needs.")
     parser.add_argument("--preset", default="laptop", help="name in presets/; default: laptop")
     parser.add_argument("--source", choices=sorted(_DISK_GB), help="in place of the preset's")
     parser.add_argument("--cohort", type=Path, metavar="FILE", help="a cohort file")
