@@ -90,11 +90,14 @@ notebooks: $(STAMP)  ## write copies of the scripts as .ipynb to _build/notebook
 	@echo "the notebooks: $(CURDIR)/_build/notebooks"
 
 serve: $(STAMP)  ## serve the built book on this machine: http://127.0.0.1:8000/, or at PORT
-	@$(BIN)/python workflow/serve.py $(PORT)
+	@test -f _build/html/index.html || { echo "error: there is no book in _build/html yet: run make book"; exit 1; }
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
+# A change during a build is seen after it: make, asked to stop, lets its command end first.
 watch: $(STAMP)  ## build the book, and again whenever a chapter, a notebook, a preset or the module changes
-	@$(BIN)/python workflow/watch.py book notebooks presets sparsity_trap _config.yml _toc.yml -- \
-		$(MAKE) --no-print-directory book
+	@$(BIN)/watchfiles --verbosity warning --sigint-timeout 86400 --sigkill-timeout 86400 \
+		--ignore-paths book/executed,book/.executed \
+		"$(MAKE) --no-print-directory book" book notebooks presets sparsity_trap _config.yml _toc.yml
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
 	@$(BIN)/python workflow/doctor.py --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import runpy
 import shutil
+import signal
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Timer
 
 import jupytext
 import jupytext.cell_metadata
@@ -18,8 +20,6 @@ import pytest
 from conftest import ROOT
 from jupytext.config import load_jupytext_config
 from nbformat.v4 import new_output
-
-from sparsity_trap.settings import UserError
 
 SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 
@@ -99,66 +99,62 @@ def test_jupyterlab_saves_a_script_as_it_was(checkout, script):
     assert (checkout / name).read_bytes() == script.read_bytes()
 
 
-def test_what_builds_and_editors_leave_is_no_change(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "workflow")
-    import watch
-
-    book = tmp_path / "book"
-    for name in ("executed", "__pycache__", ".ipynb_checkpoints", "_static"):
-        (book / name).mkdir(parents=True)
-    (book / "a.md").touch()
-    before = watch.state([book])
-    for name in (
-        "executed/a.ipynb",
-        "__pycache__/a.pyc",
-        ".ipynb_checkpoints/a",
-        ".a.swp",
-        "a.md~",
-    ):
-        (book / name).touch()
-    assert watch.state([book]) == before
-    (book / "_static" / "b.css").touch()
-    assert set(watch.state([book])) - set(before) == {book / "_static" / "b.css"}
-    (book / "a.md").unlink()
-    assert set(before) - set(watch.state([book])) == {book / "a.md"}
-
-
-def test_every_change_is_built_and_a_failure_does_not_end_it(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("first")
-    command = [sys.executable, "-c", f"x = open({str(page)!r}).read(); print(x); assert x != 'bad'"]
-    watching = subprocess.Popen(
-        [sys.executable, ROOT / "workflow" / "watch.py", page, "--", *command],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+def make(folder: Path, *arguments: str, **options) -> subprocess.Popen:
+    """`make` in a folder that has this environment and nothing else of the checkout."""
+    for name in ("Makefile", "requirements.lock.txt", "pyproject.toml"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+        os.utime(folder / name, (0, 0))  # older than the environment, which is there already
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    return subprocess.Popen(
+        ["make", *arguments], cwd=folder, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True, **options,
     )  # fmt: skip
-    end = Timer(60, watching.kill)
+
+
+def test_changes_are_built_but_not_what_builds_and_editors_leave(tmp_path):
+    for name in ("book/executed", "notebooks", "presets", "sparsity_trap/__pycache__"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml", "book/a.md"):
+        (tmp_path / name).write_text("")
+    # In place of the book: what watchfiles is to run is make's own word for itself.
+    program = tmp_path / "build"
+    program.write_text("#!/bin/sh\necho built\ntest $(wc -c < book/a.md) != 3\n")
+    program.chmod(0o755)
+    watching = make(tmp_path, "watch", f"MAKE={program}")
+    end = Timer(120, os.killpg, (watching.pid, signal.SIGKILL))
     end.start()
+
+    def next_build() -> None:
+        for line in watching.stdout:
+            if line == "built\n":
+                return
+        pytest.fail("make watch ended")
+
     try:
-        for text, then in [
-            ("first", "waiting for changes"),
-            ("bad", "failed; waiting for the next change"),
-            ("third", "waiting for changes"),
-        ]:
-            page.write_text(text)
-            assert [watching.stdout.readline().strip() for _ in range(2)] == [text, then]
+        next_build()
+        for name in ("executed/a.ipynb", ".executed.1.partial", "a.md~", ".a.md.swp"):
+            (tmp_path / "book" / name).write_text("")
+        (tmp_path / "sparsity_trap/__pycache__/a.nbc").write_text("")
+        for text in ("bad", "good"):  # a build that fails does not end it
+            (tmp_path / "book/a.md").write_text(text)
+            next_build()
     finally:
         end.cancel()
-        watching.kill()
+        os.killpg(watching.pid, signal.SIGKILL)
+    assert watching.stdout.read().count("built") == 0
 
 
-def test_book_is_served_and_never_stale(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "workflow")
-    import serve
-
-    monkeypatch.setattr(serve, "BOOK", tmp_path)
-    with pytest.raises(UserError, match="run make book"):
-        serve.server(0)
-    (tmp_path / "index.html").write_text("the book")
-    with serve.server(0) as running:
-        Thread(target=running.serve_forever, daemon=True).start()
-        with urllib.request.urlopen(f"http://127.0.0.1:{running.server_port}/") as answer:
+def test_book_is_served_to_this_machine(tmp_path):
+    missing = make(tmp_path, "serve")
+    assert "run make book" in missing.communicate()[0] and missing.returncode == 2
+    (tmp_path / ".venv").unlink()
+    (tmp_path / "_build/html").mkdir(parents=True)
+    (tmp_path / "_build/html/index.html").write_text("the book")
+    serving = make(tmp_path, "serve", "PORT=0", env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    try:
+        address = re.search(r"http://127\.0\.0\.1:\d+/", serving.stdout.readline())[0]
+        with urllib.request.urlopen(address) as answer:
             assert answer.read() == b"the book"
-            assert answer.headers["Cache-Control"] == "no-cache"
-        with pytest.raises(UserError, match=f"port {running.server_port} cannot be used"):
-            serve.server(running.server_port)
-        running.shutdown()
+    finally:
+        os.killpg(serving.pid, signal.SIGKILL)
+        serving.wait()
