@@ -7,7 +7,7 @@
 FROM python:3.11-slim
 
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git make \
+    && apt-get install --yes --no-install-recommends curl git make \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /sparsity-trap
 

@@ -9,6 +9,8 @@ PYTHON ?= python3.11
 # Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
 LABELS ?= $(or $(SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
+# Public sections that `make download` fetches, such as PATIENTS="P5"; all three by default.
+PATIENTS ?=
 # Where `make serve` listens, on this machine only; 0 takes a free port.
 PORT ?= 8000
 # More options of JupyterLab, such as LAB=--no-browser.
@@ -103,7 +105,7 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 	@$(BIN)/python workflow/doctor.py --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
 		$(if $(COHORT),--cohort '$(COHORT)')
 
-download: $(STAMP)  ## fetch the public sections P1, P2 and P5 to data/sections
+download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS, to data/sections
 	@$(BIN)/python workflow/download.py $(PATIENTS)
 
 bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-image; writes results/bench
