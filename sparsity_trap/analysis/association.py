@@ -414,6 +414,21 @@ def bootstrap_mean(values: np.ndarray, n_boot: int = 5000, seed: int = 0) -> tup
     return interval(values[draw_genes(len(values), n_boot, seed)].mean(axis=1))
 
 
+def mean_interval(values: pd.Series | np.ndarray, n_resamples: int = 5000) -> tuple[float, float]:
+    """95 % interval of a mean over genes: bootstrap percentiles, genes drawn with replacement.
+
+    It speaks of other draws of genes, not of other patients or of another training of the arm.
+    NaN with fewer than two values, which say nothing about the spread between genes.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return np.nan, np.nan
+    low, high = stats.bootstrap(
+        (values,), np.mean, n_resamples=n_resamples, method="percentile", rng=0
+    ).confidence_interval
+    return float(low), float(high)
+
+
 # --- details --------------------------------------------------------------------------------------
 
 
