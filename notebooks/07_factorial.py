@@ -21,7 +21,7 @@ from IPython.display import HTML, Markdown
 from sparsity_trap import runs as results
 from sparsity_trap.analysis import comparisons, mechanism
 from sparsity_trap.data.sections import open_preset
-from sparsity_trap.show import control_figures, interactive, tables
+from sparsity_trap.show import control_figures, interactive, style, tables
 
 settings = open_preset(preset, source, cohort)
 runs = results.load_all(settings)
@@ -51,7 +51,7 @@ Markdown(note)
 if factorial:
     figure = control_figures.effects_forest(factorial.effects, settings.source)
 else:
-    figure = control_figures.not_trained("the factorial")
+    figure = style.not_trained("the factorial")
 figure
 
 # %% [markdown]
@@ -85,7 +85,7 @@ plot
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gap", "caption": "Contribution of each factor to the difference E − D, with 95 % intervals over genes."}, "image": {"alt": "Bars of the contributions of loss, link and bias"}}
 shares = comparisons.shares_of_gap(table)
 if shares is None:
-    figure = control_figures.not_trained("the eight cells between D and E")
+    figure = style.not_trained("the eight cells between D and E")
 else:
     figure = control_figures.gap_shares(shares, settings.source)
 figure

@@ -20,7 +20,7 @@ from IPython.display import HTML, display
 from sparsity_trap import runs as results
 from sparsity_trap.analysis import comparisons
 from sparsity_trap.data.sections import open_preset
-from sparsity_trap.show import control_figures, interactive, tables
+from sparsity_trap.show import control_figures, interactive, style, tables
 
 settings = open_preset(preset, source, cohort)
 table = comparisons.long_table(settings, results.load_all(settings))
@@ -46,7 +46,7 @@ dials = {titles[name]: dial for name, dial in comparisons.dials(table).items()}
 if dials:
     figure = control_figures.dial_curves(dials, settings.source)
 else:
-    figure = control_figures.not_trained("the dial")
+    figure = style.not_trained("the dial")
 figure
 
 # %% [markdown]

@@ -33,7 +33,7 @@ from sparsity_trap.data.genes import in_panel
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.predict import predict_image, predict_section, write
 from sparsity_trap.settings import ROOT, Run
-from sparsity_trap.show import figures
+from sparsity_trap.show import style
 
 settings = open_preset(preset, source, cohort)
 run = Run(arm=arm, test_patient=test_patient, seed=seed)
@@ -80,7 +80,7 @@ picture = section.uns["spatial"][library]
 factors = picture["scalefactors"]
 x, y = section.obsm["spatial"].T * factors["tissue_hires_scalef"]
 width = factors["spot_diameter_fullres"] * factors["tissue_hires_scalef"]
-figure = figures.Exhibit(figsize=(9.4, 2.6))
+figure = style.Exhibit(figsize=(9.4, 2.6))
 axes = figure.subplots(1, len(shown) + 1)
 for axis, gene in zip(axes, ["H&E", *shown], strict=True):
     axis.imshow(picture["images"]["hires"])
@@ -95,4 +95,4 @@ figure.draw_without_rendering()  # the size of a bin in points is known only now
 for axis in axes[1:]:
     left, right = axis.transData.transform([(0, 0), (width, 0)])[:, 0]
     axis.collections[0].set_sizes([(1.1 * (right - left) * 72 / figure.dpi) ** 2])
-figures.mark(figure, settings.source)
+style.mark(figure, settings.source)

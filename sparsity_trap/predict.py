@@ -564,7 +564,7 @@ def _sum_matrix(bins: np.ndarray, number: np.ndarray) -> tuple[sp.csr_array, np.
 
 
 def _origin_of(trained: Trained, section: _Section, bin_um: int) -> dict[str, object]:
-    from sparsity_trap.show.figures import MARKS
+    from sparsity_trap.show.style import MARKS
 
     mark = MARKS.get(section.source, "")
     if not mark and trained.preset.source in MARKS:

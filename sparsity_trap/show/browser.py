@@ -28,8 +28,8 @@ from PIL import Image, ImageDraw, ImageFont
 from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.data.patches import OVERVIEW_BINS, PATCH_BINS, PatchStore, assemble
 from sparsity_trap.files import building
-from sparsity_trap.show.figures import CATEGORY_COLOURS, MARKS, MSE_COLOUR, POISSON_COLOUR
 from sparsity_trap.show.interactive import asset
+from sparsity_trap.show.style import CATEGORY_COLOURS, MARKS, MSE_COLOUR, POISSON_COLOUR
 
 #: Palette of every map: colours of the counts, then the mark's ink, then "no tissue here".
 LEVELS = 254

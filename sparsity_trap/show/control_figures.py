@@ -6,43 +6,24 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsity_trap.analysis.factorial import DialCurve
 from sparsity_trap.analysis.mechanism import bin_weight
-from sparsity_trap.show.figures import (
+from sparsity_trap.show.style import (
     CATEGORY_COLOURS,
     MSE_COLOUR,
     POISSON_COLOUR,
     Exhibit,
+    category_legend,
     mark,
+    term_name,
 )
 
 _NULL = dict(color="#9A9A9A", lw=0.8, zorder=0)
 _LOSS_COLOURS = {"mse": MSE_COLOUR, "poisson": POISSON_COLOUR}
 _LOSS_NAMES = {"mse": "MSE", "poisson": "Poisson"}
-
-
-def not_trained(what: str) -> Figure:
-    """In place of an exhibit whose arms the preset does not train."""
-    figure = Exhibit(figsize=(6.4, 0.8))
-    text = f"The preset of this build does not train {what}."
-    figure.text(0.5, 0.5, text, ha="center", va="center", color="#777777", style="italic")
-    return figure
-
-
-def term_name(term: str) -> str:
-    """A term of the factorial in words."""
-    names = {
-        "loss=mse-log1p": "MSE on log1p",
-        "loss=poisson": "Poisson",
-        "loss=nb": "NB",
-        "link=exp": "exp",
-        "bias=gene-mean": "gene means",
-    }
-    return " × ".join(names.get(part, part) for part in term.split(" x "))
 
 
 def effects_forest(effects: pd.DataFrame, source: str) -> Figure:
@@ -237,13 +218,6 @@ def score_against_ceiling(
     axes[0].set_ylabel("PCC")
     category_legend(axes[-1], genes["category"])
     return mark(figure, source, genes[["gene", "category", *scores, ceiling]])
-
-
-def category_legend(axis: Axes, categories: pd.Series) -> None:
-    """Legend of the gene categories that occur."""
-    for name in dict.fromkeys(categories):
-        axis.scatter([], [], s=14, color=CATEGORY_COLOURS[name], label=name)
-    axis.legend(loc="upper left", fontsize=6.5, handletextpad=0.2)
 
 
 def _setting(name: str, value: float) -> str:

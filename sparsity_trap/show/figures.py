@@ -1,12 +1,7 @@
-"""One function per exhibit. Each returns a figure that carries the kind of data it shows.
-
-Still pictures are matplotlib, interactive ones plotly. Categories and arms keep their colours
-everywhere (Okabe-Ito palette, safe for colour-blind readers).
-"""
+"""One function per exhibit. Each returns a figure that carries the kind of data it shows."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -15,126 +10,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from sparsity_trap.analysis.association import SparsityAssociation
 from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.data.alignment import Shift, stripe_strength
 from sparsity_trap.data.patches import PATCH_BINS, PatchStore, assemble
-
-CATEGORY_COLOURS = {
-    "mitochondrial": "#D55E00",
-    "secretory": "#009E73",
-    "epithelial": "#0072B2",
-    "stromal": "#CC79A7",
-    "immune": "#E69F00",
-    "housekeeping": "#56B4E9",
-    "other": "#7F7F7F",
-}
-MSE_COLOUR, POISSON_COLOUR = "#B5642B", "#1F6F8B"
-_ARM_COLOURS = {
-    "A": "#E69F00",
-    "B": "#56B4E9",
-    "C": "#CC79A7",
-    "D": MSE_COLOUR,
-    "E": POISSON_COLOUR,
-    "V7": "#009E73",
-}
-
-#: Gene names that fit below an axis.
-_NAMES = 80
-
-#: Mark of figures whose data are not measured.
-MARKS = {"simulated": "SIMULATED DATA", "tissue-map": "SIMULATED COUNTS AND H&E, REAL CELL MAP"}
-
-_STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "xtick.major.width": 0.8,
-    "ytick.major.width": 0.8,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
-plt.rcParams.update(_STYLE)
-_COUNTS_MAP = plt.get_cmap("magma").with_extremes(bad="#EDEDED")
-_SCORE_MAP = plt.get_cmap("cividis").with_extremes(bad="#EDEDED")
-
-
-class Exhibit(Figure):
-    """A figure that notebooks show by itself, whatever the backend, and once.
-
-    Attributes
-    ----------
-    data
-        The numbers that are drawn, kept in the notebook beside the picture; None for maps.
-    tissue
-        Whether it shows tissue. It is then a JPEG, else a PNG of 256 colours: each the smaller one.
-    """
-
-    data: pd.DataFrame | None = None
-    tissue: bool = False
-
-    def _repr_png_(self) -> bytes | None:
-        if self.tissue:
-            return None
-        drawn, small = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format="png")
-        with Image.open(drawn) as image:
-            # The method that keeps the colours of small things, such as letters.
-            palette = image.convert("RGB").quantize(
-                method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-            )
-        palette.save(small, format="png", optimize=True)
-        return small.getvalue()
-
-    def _repr_jpeg_(self) -> bytes | None:
-        if not self.tissue:
-            return None
-        buffer = io.BytesIO()
-        # Colours at full resolution, or letters would blur.
-        options = {"quality": 85, "subsampling": 0, "optimize": True}
-        self.savefig(buffer, format="jpeg", pil_kwargs=options)
-        return buffer.getvalue()
-
-    def _repr_mimebundle_(self, **_options: object) -> dict[str, str]:
-        if self.data is None:
-            return {}
-        return {"text/csv": self.data.to_csv(index=False, float_format="%.6g")}
-
-
-def _subplots(
-    rows: int = 1,
-    columns: int = 1,
-    *,
-    figsize: tuple[float, float],
-    tissue: bool = False,
-    **options,
-):
-    figure = Exhibit(figsize=figsize)
-    figure.tissue = tissue
-    return figure, figure.subplots(rows, columns, **options)
-
-
-def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
-    """Write the kind of data into the figure where it is not measured; keep the numbers drawn."""
-    figure.data = data
-    if source in MARKS:
-        figure.text(
-            0.995, 0.002, MARKS[source], ha="right", va="bottom", fontsize=6.5, color="#A32020",
-            weight="bold", in_layout=False,
-        )  # fmt: skip
-        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
-    return figure
-
+from sparsity_trap.show.maps import gene_map, panel_row, richest_patch, scale_bar
+from sparsity_trap.show.style import (
+    CATEGORY_COLOURS,
+    COUNTS_MAP,
+    MSE_COLOUR,
+    POISSON_COLOUR,
+    SCORE_MAP,
+    Exhibit,
+    arm_style,
+    mark,
+    name_genes,
+    subplots,
+)
 
 # --- data -----------------------------------------------------------------------------------------
 
@@ -142,30 +37,30 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
 def section_overview(store: PatchStore) -> Figure:
     """H&E, counts per 8 µm bin, and both laid over each other with the patches outlined."""
     image, total = store.overview[:], store.total[:].astype(float)
-    figure, axes = _subplots(1, 3, figsize=(10, 3.6), tissue=True)
+    figure, axes = subplots(1, 3, figsize=(10, 3.6), tissue=True)
     top = np.percentile(total[total > 0], 99.5) if total.any() else 1
     for axis in axes:
         axis.set_axis_off()
     axes[0].imshow(image)
     axes[0].set_title(f"H&E, patient {store.patient}")
-    shown = axes[1].imshow(total, cmap=_COUNTS_MAP, norm=PowerNorm(0.5, 0, top))
+    shown = axes[1].imshow(total, cmap=COUNTS_MAP, norm=PowerNorm(0.5, 0, top))
     axes[1].set_title("panel counts per 8 µm bin")
     figure.colorbar(shown, ax=axes[1], shrink=0.7, label="UMI")
     axes[2].imshow(image.mean(-1), cmap="gray", alpha=0.55)
-    axes[2].imshow(total, cmap=_COUNTS_MAP, norm=PowerNorm(0.5, 0, top), alpha=0.5)
+    axes[2].imshow(total, cmap=COUNTS_MAP, norm=PowerNorm(0.5, 0, top), alpha=0.5)
     axes[2].set_title(f"overlay and the {len(store)} patches")
     side = PATCH_BINS // 4
     for row, column in store.origin[:] / 4:
         box = plt.Rectangle((column - 0.5, row - 0.5), side, side, fill=False, ec="w", lw=0.7)
         axes[2].add_patch(box)
-    _scale_bar(axes[0], 8.0, 500 if image.shape[1] * 8 > 1000 else 200)
+    scale_bar(axes[0], 8.0, 500 if image.shape[1] * 8 > 1000 else 200)
     return mark(figure, store.source)
 
 
 def patch_gallery(store: PatchStore, genes: Sequence[str], number: int = 3) -> Figure:
     """Patches spread over the section: image, tissue mask and counts of some genes at 2 µm."""
     chosen = np.linspace(0, len(store) - 1, number).astype(int)
-    figure, axes = _subplots(
+    figure, axes = subplots(
         number,
         2 + len(genes),
         figsize=(1.75 * (2 + len(genes)), 1.8 * number),
@@ -185,7 +80,7 @@ def patch_gallery(store: PatchStore, genes: Sequence[str], number: int = 3) -> F
             axis.set_yticks([])
     for axis, title in zip(axes[0], ["H&E", "in tissue", *genes], strict=True):
         axis.set_title(title, style="italic" if title in genes else "normal")
-    _scale_bar(axes[0, 0], 256 / 224, 50)
+    scale_bar(axes[0, 0], 256 / 224, 50)
     return mark(figure, store.source)
 
 
@@ -201,7 +96,7 @@ def registration_check(store: PatchStore, shift: Shift) -> Figure:
         for v, n in zip((row, col), total.shape, strict=True)
     )
     window = slice(row, row + side), slice(col, col + side)
-    figure, axes = _subplots(1, 3, figsize=(9.4, 3.3), tissue=True, width_ratios=(1, 1, 1.15))
+    figure, axes = subplots(1, 3, figsize=(9.4, 3.3), tissue=True, width_ratios=(1, 1, 1.15))
     smooth = gaussian_filter(total[window], 0.8)
     levels = np.quantile(smooth[smooth > 0], (0.5, 0.8)) if (smooth > 0).any() else [0.5, 1]
     axes[0].imshow(image[window])
@@ -211,7 +106,7 @@ def registration_check(store: PatchStore, shift: Shift) -> Figure:
     axes[1].set_title("contours of the counts")
     for axis in axes[:2]:
         axis.set_axis_off()
-    _scale_bar(axes[0], 8.0, 100)
+    scale_bar(axes[0], 8.0, 100)
     reach = shift.correlation.shape[0] // 2
     extent = (-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
     shown = axes[2].imshow(shift.correlation, cmap="cividis", extent=extent)
@@ -227,7 +122,7 @@ def registration_check(store: PatchStore, shift: Shift) -> Figure:
 
 def stripes(store: PatchStore) -> Figure:
     """Capture efficiency of single rows and columns of bins, and its distribution."""
-    figure, axes = _subplots(1, 2, figsize=(8, 2.2), sharey=True)
+    figure, axes = subplots(1, 2, figsize=(8, 2.2), sharey=True)
     for axis, factor, name in zip(
         axes, (store.row_factor[:], store.col_factor[:]), ("row", "column"), strict=True
     ):
@@ -253,9 +148,9 @@ def training_dynamics(logs: dict[str, pd.DataFrame], source: str) -> Figure:
     Losses of different arms have different units, and some are negative, so each is shown as the
     share of its fall, from the first epoch to the lowest value, that is still to come.
     """
-    figure, axes = _subplots(1, 2, figsize=(9.4, 3))
+    figure, axes = subplots(1, 2, figsize=(9.4, 3))
     for name, log in logs.items():
-        colour, line = _arm_style(name)
+        colour, line = arm_style(name)
         loss = log["validation_loss"]
         best, fall = loss.idxmin(), loss.iloc[0] - loss.min()
         left = (loss - loss.min()) / fall if fall > 0 else loss - loss.min()
@@ -298,9 +193,9 @@ def collapse_and_recovery(
     figure.tissue = True
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     index = store.genes.index(gene)
-    patch = _richest_patch(store, index)
+    patch = richest_patch(store, index)
     axes = upper.subplots(1, 4)
-    _panel_row(
+    panel_row(
         axes, store.images[patch],
         [bin_sum(x[patch, index].astype(np.float32), 4) for x in (store.counts, mse, poisson)],
         bin_mask(store.mask[patch], 4), gene, pixel_um=256 / 224, length_um=50,
@@ -324,7 +219,7 @@ def _gene_dumbbells(axis: Axes, table: pd.DataFrame) -> None:
     axis.plot(x, low, "o", color=MSE_COLOUR, ms=3.5, label="MSE (D)")
     axis.plot(x, high, "o", color=POISSON_COLOUR, ms=3.5, label="Poisson (E)")
     axis.axhline(0, color="#888888", lw=0.6)
-    _name_genes(axis, table, fontsize=5.8, style="italic")
+    name_genes(axis, table, fontsize=5.8, style="italic")
     axis.set_xlim(-1, len(table))
     axis.set_ylabel("PCC")
     axis.legend(fontsize=7.5)
@@ -352,7 +247,7 @@ def _score_bars(axis: Axes, table: pd.DataFrame) -> None:
 
 def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, source: str) -> Figure:
     """Gain in PCC at 8 µm against sparsity, one point per gene, with a least-squares band."""
-    figure, axis = _subplots(figsize=(6.6, 4.2))
+    figure, axis = subplots(figsize=(6.6, 4.2))
     shown = table.dropna(subset=["delta_pcc_8um"])
     x, y = 100 * shown["sparsity"].to_numpy(), shown["delta_pcc_8um"].to_numpy()
     grid = np.linspace(x.min(), x.max(), 60)
@@ -409,7 +304,7 @@ def category_bars(by_category: pd.DataFrame, published: pd.DataFrame, source: st
     """Mean gain per category with its interval (table S2), and the published means as diamonds."""
     table = by_category[by_category["category"] != "overall"].iloc[::-1]
     y = np.arange(len(table))
-    figure, axis = _subplots(figsize=(6.6, 3))
+    figure, axis = subplots(figsize=(6.6, 3))
     error = np.abs(table[["ci_low", "ci_high"]].sub(table["mean_delta"], axis=0)).to_numpy().T
     colours = [CATEGORY_COLOURS[c] for c in table["category"]]
     axis.barh(y, table["mean_delta"], color=colours, height=0.62)
@@ -437,27 +332,19 @@ def gene_heatmap(table: pd.DataFrame, source: str) -> Figure:
         ["category", "pcc_8um_poisson"],
         key=lambda s: s.map(order) if s.name == "category" else -s,
     )
-    figure, axes = _subplots(len(columns), 1, figsize=(9.6, 3.9), sharex=True)
+    figure, axes = subplots(len(columns), 1, figsize=(9.6, 3.9), sharex=True)
     for axis, (column, title) in zip(axes, columns.items(), strict=True):
         values = table[[f"{column}_mse", f"{column}_poisson"]].to_numpy().T
         top = max(0.1, np.nanmax(values))
-        shown = axis.imshow(values, cmap=_SCORE_MAP, vmin=0, vmax=top, aspect="auto")
+        shown = axis.imshow(values, cmap=SCORE_MAP, vmin=0, vmax=top, aspect="auto")
         axis.set_yticks([0, 1], ["MSE", "Poisson"], fontsize=7)
         axis.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=38)
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
         figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)
-    for label, category in _name_genes(axes[-1], table, fontsize=6.3):
+    for label, category in name_genes(axes[-1], table, fontsize=6.3):
         label.set_color(CATEGORY_COLOURS[category])
     return mark(figure, source, table[_both(table, *columns)])
-
-
-def _name_genes(axis: Axes, table: pd.DataFrame, **style: object) -> list[tuple[Text, str]]:
-    """Name the genes below the axis, of a large panel as many as can be read: label, category."""
-    places = np.arange(0, len(table), -(-len(table) // _NAMES))
-    shown = table.iloc[places]
-    axis.set_xticks(places, shown["gene"], rotation=90, **style)
-    return list(zip(axis.get_xticklabels(), shown["category"], strict=True))
 
 
 # --- maps -----------------------------------------------------------------------------------------
@@ -467,16 +354,16 @@ def section_panels(
     store: PatchStore, genes: Sequence[str], mse: np.ndarray, poisson: np.ndarray
 ) -> Figure:
     """Whole section at 8 µm: H&E, counts, MSE and Poisson, one colour scale per gene."""
-    figure, axes = _subplots(
+    figure, axes = subplots(
         len(genes), 4, figsize=(9.4, 2.35 * len(genes)), tissue=True, squeeze=False
     )
     image = store.overview[:]
     mask = assemble(store, bin_mask(store.mask[:], 4).astype(np.float32), 4) > 0.5
     for row, gene in zip(axes, genes, strict=True):
         index = store.genes.index(gene)
-        maps = [assemble(store, _gene_map(x, index), 4) for x in (store.counts, mse, poisson)]
+        maps = [assemble(store, gene_map(x, index), 4) for x in (store.counts, mse, poisson)]
         height, width = mask.shape
-        _panel_row(row, image[:height, :width], maps, mask, gene, pixel_um=8, length_um=500)
+        panel_row(row, image[:height, :width], maps, mask, gene, pixel_um=8, length_um=500)
     for axis, title in zip(axes[0], ("H&E", "counts", "MSE (D)", "Poisson (E)"), strict=True):
         axis.set_title(title)
     return mark(figure, store.source)
@@ -490,19 +377,19 @@ def rescue_panels(
     table: pd.DataFrame,
 ) -> Figure:
     """The patch richest in each gene at 8 µm, titled with the gene's scores on the whole section."""
-    figure, axes = _subplots(
+    figure, axes = subplots(
         len(genes), 4, figsize=(8.6, 2.25 * len(genes)), tissue=True, squeeze=False
     )
     scores = table.set_index("gene")
     data = []
     for row, gene in zip(axes, genes, strict=True):
         index = store.genes.index(gene)
-        patch = _richest_patch(store, index)
+        patch = richest_patch(store, index)
         maps = [
             bin_sum(x[patch, index].astype(np.float32), 4) for x in (store.counts, mse, poisson)
         ]
         mask = bin_mask(store.mask[patch], 4)
-        _panel_row(row, store.images[patch], maps, mask, gene, pixel_um=256 / 224, length_um=50)
+        panel_row(row, store.images[patch], maps, mask, gene, pixel_um=256 / 224, length_um=50)
         own = scores.loc[gene]
         row[0].set_title("H&E")
         row[1].set_title("counts")
@@ -513,63 +400,3 @@ def rescue_panels(
         place = {"gene": gene, "patch": patch, "row": rows, "column": cols}
         data.append(pd.DataFrame(place | values))
     return mark(figure, store.source, pd.concat(data) if data else None)
-
-
-def _panel_row(
-    axes: Sequence[Axes],
-    image: np.ndarray,
-    maps: Sequence[np.ndarray],
-    mask: np.ndarray,
-    gene: str,
-    pixel_um: float,
-    length_um: int,
-) -> None:
-    """H&E with scale bar, then maps (counts first) on the counts' colour scale."""
-    axes[0].imshow(image)
-    _scale_bar(axes[0], pixel_um, length_um)
-    axes[0].set_ylabel(gene, style="italic", size=10)
-    inside = maps[0][mask]
-    norm = PowerNorm(0.5, 0, max(1.0, np.percentile(inside, 99.5)))
-    for axis, values in zip(axes[1:], maps, strict=True):
-        shown = axis.imshow(
-            np.where(mask, values, np.nan), cmap=_COUNTS_MAP, norm=norm, interpolation="nearest"
-        )
-    axes[0].figure.colorbar(shown, ax=list(axes[1:]), shrink=0.85, pad=0.01, label="UMI per 8 µm")
-    for axis in axes:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-
-
-def _gene_map(values: np.ndarray, index: int) -> np.ndarray:
-    """One gene at 8 µm, [N, 32, 32], read patch by patch."""
-    return np.stack(
-        [bin_sum(values[i, index].astype(np.float32), 4) for i in range(values.shape[0])]
-    )
-
-
-def _richest_patch(store: PatchStore, index: int) -> int:
-    return int(np.argmax([store.counts[i, index].sum() for i in range(len(store))]))
-
-
-def _scale_bar(axis: Axes, pixel_um: float, length_um: int) -> None:
-    height, width = axis.images[0].get_array().shape[:2]
-    length = length_um / pixel_um
-    x, y = 0.05 * width, 0.95 * height
-    line = {"solid_capstyle": "butt"}
-    axis.plot([x, x + length], [y, y], color="w", lw=4, **line)
-    axis.plot([x, x + length], [y, y], color="k", lw=2.2, **line)
-    axis.text(
-        x + length / 2, y - 0.025 * height, f"{length_um} µm", ha="center", va="bottom", size=7,
-        bbox={"fc": "w", "ec": "none", "alpha": 0.75, "pad": 1},
-    )  # fmt: skip
-    axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height - 0.5, -0.5)
-
-
-def _arm_style(name: str) -> tuple[str, str]:
-    """Colour of the arm that a name begins with, and line of what sets it apart from that arm."""
-    arm, _, variant = name.partition("-")
-    line = {"": "-", "matched": "--", "linear": ":", "img2st": "-."}.get(variant, "-")
-    # B is A with its predictions interpolated: their curves are one.
-    return _ARM_COLOURS.get(arm, "#7F7F7F"), "--" if name == "B" else line

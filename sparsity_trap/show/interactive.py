@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sparsity_trap.analysis.factorial import DialCurve
-from sparsity_trap.show.control_figures import term_name
-from sparsity_trap.show.figures import CATEGORY_COLOURS, MARKS
+from sparsity_trap.show.style import CATEGORY_COLOURS, MARKS, term_name
 
 if TYPE_CHECKING:
     from IPython.display import HTML

@@ -19,7 +19,7 @@ from PIL import Image
 from sparsity_trap.analysis.factorial import dial_curve
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.show import browser as viewers
-from sparsity_trap.show import figures, interactive, tables
+from sparsity_trap.show import interactive, style, tables
 
 GENES = ["PIGR", "COL1A1", "A<B/&"]
 ORIGIN = [(128, 0), (128, 128), (256, 128)]  # the first row of patches has no tissue
@@ -143,7 +143,7 @@ def test_all_maps_have_one_palette(browser_page):
 def test_pictures_say_in_their_pixels_what_is_not_measured(tmp_path, table, source):
     store = write_store(tmp_path / "P5.zarr", source)
     html = viewers.gene_browser(store, {}, table, tmp_path / "viewer")
-    note = figures.MARKS.get(source)
+    note = style.MARKS.get(source)
     for path in (tmp_path / "viewer").iterdir():
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"), int)
@@ -456,10 +456,10 @@ def plot_page(tmp_path, table, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("tissue", [True, False])
 def test_figures_of_tissue_are_jpegs_and_others_pngs_with_a_white_ground(tissue):
-    figure = figures.Exhibit(figsize=(3, 2))
+    figure = style.Exhibit(figsize=(3, 2))
     axis = figure.subplots()
     axis.imshow(np.linspace(0, 1, 900).reshape(30, 30), cmap="cividis")
-    for x, colour in enumerate(figures.CATEGORY_COLOURS.values()):
+    for x, colour in enumerate(style.CATEGORY_COLOURS.values()):
         axis.plot(x, x, "o", ms=3, color=colour)
     figure.tissue = tissue
     png, jpeg = figure._repr_png_(), figure._repr_jpeg_()

@@ -247,11 +247,11 @@ def test_memory_does_not_grow_with_the_cohort(tmp_path):
 def panel(folder: Path, number: int) -> dict[str, float]:
     """The whole chain on two sections and a panel of many genes, tables and figures too."""
     from sparsity_trap.analysis import association as stats
-    from sparsity_trap.show import control_figures, figures, interactive
+    from sparsity_trap.show import control_figures, figures, interactive, style
 
     config.ROOT = folder
     names = [f"G{i:04d}" for i in range(number)]
-    colours = list(figures.CATEGORY_COLOURS)
+    colours = list(style.CATEGORY_COLOURS)
     categories = [colours[i % len(colours)] for i in range(number)]
     table = pd.DataFrame({"gene": names, "category": categories})
     table.to_csv(folder / "panel.csv", index=False)

@@ -12,7 +12,7 @@ from conftest import ROOT
 from IPython.core.formatters import DisplayFormatter
 
 from sparsity_trap.settings import load_preset
-from sparsity_trap.show import figures
+from sparsity_trap.show import style
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import pages  # noqa: E402
@@ -28,8 +28,8 @@ NUMBERS = {
 @pytest.fixture
 def notebook() -> nbformat.NotebookNode:
     """A notebook as papermill leaves it: a title that a cell prints, and a figure."""
-    figure = figures.Exhibit(figsize=(1, 1))
-    figures.mark(figure, "simulated", pd.DataFrame({"gene": ["A", "B"], "gain": [0.1, 1 / 3]}))
+    figure = style.Exhibit(figsize=(1, 1))
+    style.mark(figure, "simulated", pd.DataFrame({"gene": ["A", "B"], "gain": [0.1, 1 / 3]}))
     data, _ = DisplayFormatter().format(figure)
     data["image/png"] = ""
     v4 = nbformat.v4

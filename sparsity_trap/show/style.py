@@ -1,0 +1,217 @@
+"""What every exhibit shares: colours, the mark of simulated data, and a figure that shows itself.
+
+Still pictures are matplotlib, interactive ones plotly. Categories and arms keep their colours
+everywhere (Okabe-Ito palette, safe for colour-blind readers). The style belongs to the exhibits:
+importing this module leaves matplotlib's settings as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+CATEGORY_COLOURS = {
+    "mitochondrial": "#D55E00",
+    "secretory": "#009E73",
+    "epithelial": "#0072B2",
+    "stromal": "#CC79A7",
+    "immune": "#E69F00",
+    "housekeeping": "#56B4E9",
+    "other": "#7F7F7F",
+}
+MSE_COLOUR, POISSON_COLOUR = "#B5642B", "#1F6F8B"
+ARM_COLOURS = {
+    "A": "#E69F00",
+    "B": "#56B4E9",
+    "C": "#CC79A7",
+    "D": MSE_COLOUR,
+    "E": POISSON_COLOUR,
+    "V7": "#009E73",
+}
+COUNTS_MAP = matplotlib.colormaps["magma"].with_extremes(bad="#EDEDED")
+SCORE_MAP = matplotlib.colormaps["cividis"].with_extremes(bad="#EDEDED")
+
+#: Mark of figures whose data are not measured.
+MARKS = {"simulated": "SIMULATED DATA", "tissue-map": "SIMULATED COUNTS AND H&E, REAL CELL MAP"}
+
+#: Gene names that fit below an axis.
+_NAMES = 80
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def _styled(parent: type, *names: str):
+    """Class decorator: methods of the parent that read matplotlib's settings find the style."""
+
+    def wrap(name: str):
+        method = getattr(parent, name)
+
+        @functools.wraps(method)
+        def call(*args, **options):
+            with matplotlib.rc_context(_STYLE):
+                return method(*args, **options)
+
+        return call
+
+    def decorate(child: type) -> type:
+        for name in names:
+            setattr(child, name, wrap(name))
+        return child
+
+    return decorate
+
+
+@_styled(Axes, "__init__", "set_title", "text", "annotate", "legend")
+class _ExhibitAxes(Axes):
+    """Axes of an exhibit."""
+
+
+@_styled(Figure, "__init__", "text", "suptitle", "legend", "colorbar", "savefig")
+class Exhibit(Figure):
+    """A figure that notebooks show by itself, whatever the backend, and once.
+
+    Attributes
+    ----------
+    data
+        The numbers that are drawn, kept in the notebook beside the picture; None for maps.
+    tissue
+        Whether it shows tissue. It is then a JPEG, else a PNG of 256 colours: each the smaller one.
+    """
+
+    data: pd.DataFrame | None = None
+    tissue: bool = False
+
+    def add_subplot(self, *args, **options) -> Axes:
+        axes = super().add_subplot(*args, **({"axes_class": _ExhibitAxes} | options))
+        # Ticks are made when they are first needed, with the settings of that moment.
+        axes.tick_params(labelsize=_STYLE["font.size"], width=_STYLE["xtick.major.width"])
+        return axes
+
+    def _repr_png_(self) -> bytes | None:
+        if self.tissue:
+            return None
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png")
+        with Image.open(drawn) as image:
+            # The method that keeps the colours of small things, such as letters.
+            palette = image.convert("RGB").quantize(
+                method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            )
+        palette.save(small, format="png", optimize=True)
+        return small.getvalue()
+
+    def _repr_jpeg_(self) -> bytes | None:
+        if not self.tissue:
+            return None
+        buffer = io.BytesIO()
+        # Colours at full resolution, or letters would blur.
+        options = {"quality": 85, "subsampling": 0, "optimize": True}
+        self.savefig(buffer, format="jpeg", pil_kwargs=options)
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, **_options: object) -> dict[str, str]:
+        if self.data is None:
+            return {}
+        return {"text/csv": self.data.to_csv(index=False, float_format="%.6g")}
+
+
+def subplots(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    figsize: tuple[float, float],
+    tissue: bool = False,
+    **options: Any,
+) -> tuple[Exhibit, Any]:
+    """An exhibit and its axes, as `matplotlib.pyplot.subplots` gives them.
+
+    Parameters
+    ----------
+    rows, columns
+        Number of axes.
+    figsize
+        Width and height in inches.
+    tissue
+        Whether it shows tissue (see `Exhibit`).
+    options
+        For `matplotlib.figure.Figure.subplots`: ``sharex``, ``width_ratios``, ``squeeze`` …
+    """
+    figure = Exhibit(figsize=figsize)
+    figure.tissue = tissue
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
+    """Write the kind of data into the figure where it is not measured; keep the numbers drawn."""
+    figure.data = data
+    if source in MARKS:
+        figure.text(
+            0.995, 0.002, MARKS[source], ha="right", va="bottom", fontsize=6.5, color="#A32020",
+            weight="bold", in_layout=False,
+        )  # fmt: skip
+        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    return figure
+
+
+def not_trained(what: str) -> Exhibit:
+    """In place of an exhibit whose arms the preset does not train."""
+    figure = Exhibit(figsize=(6.4, 0.8))
+    text = f"The preset of this build does not train {what}."
+    figure.text(0.5, 0.5, text, ha="center", va="center", color="#777777", style="italic")
+    return figure
+
+
+def name_genes(axis: Axes, table: pd.DataFrame, **style: Any) -> list[tuple[Text, str]]:
+    """Name the genes below the axis, of a large panel as many as can be read: label, category."""
+    places = np.arange(0, len(table), -(-len(table) // _NAMES))
+    shown = table.iloc[places]
+    axis.set_xticks(places, shown["gene"], rotation=90, **style)
+    return list(zip(axis.get_xticklabels(), shown["category"], strict=True))
+
+
+def category_legend(axis: Axes, categories: pd.Series) -> None:
+    """Legend of the gene categories that occur."""
+    for name in dict.fromkeys(categories):
+        axis.scatter([], [], s=14, color=CATEGORY_COLOURS[name], label=name)
+    axis.legend(loc="upper left", fontsize=6.5, handletextpad=0.2)
+
+
+def arm_style(name: str) -> tuple[str, str]:
+    """Colour of the arm that a name begins with, and line of what sets it apart from that arm."""
+    arm, _, variant = name.partition("-")
+    line = {"": "-", "matched": "--", "linear": ":", "img2st": "-."}.get(variant, "-")
+    # B is A with its predictions interpolated: their curves are one.
+    return ARM_COLOURS.get(arm, "#7F7F7F"), "--" if name == "B" else line
+
+
+def term_name(term: str) -> str:
+    """A term of the factorial in words."""
+    names = {
+        "loss=mse-log1p": "MSE on log1p",
+        "loss=poisson": "Poisson",
+        "loss=nb": "NB",
+        "link=exp": "exp",
+        "bias=gene-mean": "gene means",
+    }
+    return " × ".join(names.get(part, part) for part in term.split(" x "))
