@@ -193,7 +193,7 @@ def by_functions(*maps: Maps) -> dict[str, np.ndarray]:
 
 def by_gene_scores(*maps: Maps) -> dict[str, np.ndarray]:
     """Ours: every column of the per-gene table, in one pass."""
-    from sparsity_trap.metrics import GeneScores
+    from sparsity_trap.scores import GeneScores
 
     scores = GeneScores(PANEL)
     for start in range(0, maps[0].shape[0], BATCH):
@@ -205,7 +205,7 @@ def by_gene_scores_on_gpu(counts: Maps, rates: Maps, masks: Maps) -> dict[str, n
     """Ours, on a GPU; the copying of maps to it counts as scoring."""
     import torch
 
-    from sparsity_trap.metrics import GeneScores
+    from sparsity_trap.scores import GeneScores
 
     scores = GeneScores(PANEL)
     for start in range(0, counts.shape[0], BATCH):

@@ -223,11 +223,11 @@ def costs_of_a_patch(preset: Preset, data: training.TrainingSet) -> tuple[int, i
     """FLOPs, and bytes kept for the backward pass, of one patch; counted on the CPU in float32."""
     arm = preset.arm(POISSON_ARM)
     channels, genes = data.tokens.shape[2], data.counts.shape[1]
-    decoder = build_decoder(arm.decoder, channels, genes, 0.0, preset.decoder)
+    decoder = build_decoder(arm.decoder, channels, genes, **preset.decoder.model_dump())
     tokens, counts, mask = (
         x[:1].cpu() for x in (data.tokens[:, 0].float(), data.counts, data.mask)
     )
-    objective = losses.objective(arm, genes)
+    objective = losses.Objective(arm.loss, arm.link, genes, arm.resolutions_um, arm.masked)
     own = {p.untyped_storage().data_ptr() for p in decoder.parameters()} | {tokens.data_ptr()}
     kept: dict[int, int] = {}
 
@@ -295,8 +295,11 @@ def published_way(
     files = [png(seed) for seed in range(size * 2)]
     counts, mask = data.counts[: 2 * size].cpu(), data.mask[: 2 * size].cpu()
     channels, genes = data.tokens.shape[2], data.counts.shape[1]
-    decoder = build_decoder(arm.decoder, channels, genes, arm.bias, preset.decoder).to(DEVICE)
-    objective = losses.objective(arm, genes).to(DEVICE)
+    decoder = build_decoder(
+        arm.decoder, channels, genes, bias=arm.bias, **preset.decoder.model_dump()
+    ).to(DEVICE)
+    objective = losses.Objective(arm.loss, arm.link, genes, arm.resolutions_um, arm.masked)
+    objective.to(DEVICE)
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=settings.lr)
     jitter = ColorJitter(*preset.encoder.jitter)
     draw = np.random.default_rng(0)

@@ -279,17 +279,17 @@ def score(truth, pred, level, rate, masks, floor, scored, out, histogram):
     ----------
     truth, pred, level
         Counts and predicted rates, see ``load``; ``level`` also ranks them, see
-        ``metrics.N_LEVELS``.
+        ``scores.N_LEVELS``.
     rate
         True rate, or an array without genes where it is unknown.
     masks
         Tissue at 2, 4, 8 and 16 µm.
     floor
-        Smallest rate, see ``metrics.RATE_FLOOR``.
+        Smallest rate, see ``metrics.LEAST_RATE``.
     scored
         Whether there is tissue enough for SSIM.
     out
-        Arrays to write, see ``metrics.PatchSums``.
+        Arrays to write, see ``scores.PatchSums``.
     histogram
         [G, 2, levels]: bins without and with a count at each level; added to.
     """

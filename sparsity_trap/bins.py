@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Width of a native bin, µm.
+BIN_UM = 2.0
+
 #: Anything indexed by patch that NumPy understands: ndarray, Tensor, zarr.Array.
 Maps = Any
 

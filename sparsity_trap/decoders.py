@@ -1,26 +1,19 @@
 """Decoders: encoder tokens [B, C, 16, 16] to a linear output η [B, G, 128, 128].
 
-`losses.rate` turns η into counts. One token covers 8 × 8 bins of 2 µm. `parameter_table` lists the
-stages of each decoder with their shapes and parameters.
+`losses.rate` turns η into counts. One token covers 8 × 8 bins of 2 µm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsity_trap.encoders import TOKEN_GRID
-from sparsity_trap.settings import Decoder as DecoderSettings
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-BINS_PER_TOKEN = 8
+#: Tokens along one side of a patch, and 2 µm bins along one side of a token and of a patch.
+TOKEN_GRID, BINS_PER_TOKEN = 16, 8
+PATCH_BINS = TOKEN_GRID * BINS_PER_TOKEN
 
 #: Doublings of the side from tokens to 2 µm bins.
 _DOUBLINGS = BINS_PER_TOKEN.bit_length() - 1
@@ -29,8 +22,8 @@ _DOUBLINGS = BINS_PER_TOKEN.bit_length() - 1
 _LEAST_WIDTH = 32
 
 
-def token_neighbours(k: int, self_loop: bool) -> Tensor:
-    """Indices of the k nearest tokens on the 16 × 16 grid, int64 [256, k] (k + 1 with self-loop).
+def token_neighbours(k: int) -> Tensor:
+    """Indices of the k nearest other tokens on the 16 × 16 grid, int64 [256, k].
 
     Ties are broken by token index, so corner and edge tokens too have exactly k neighbours.
     """
@@ -38,22 +31,25 @@ def token_neighbours(k: int, self_loop: bool) -> Tensor:
     grid = torch.cartesian_prod(index, index)
     distance = (grid[:, None] - grid[None]).square().sum(-1)
     order = distance.argsort(dim=1, stable=True)
-    return order[:, : k + 1] if self_loop else order[:, 1 : k + 1]
+    return order[:, 1 : k + 1]  # the first is the token itself
 
 
-def neighbour_mean(k: int, self_loop: bool) -> Tensor:
+def neighbour_mean(k: int) -> Tensor:
     """Matrix float32 [256, 256] that takes the mean over each token's neighbours.
 
     On a graph this small and fixed, one dense product costs less than to gather k neighbours of
     each token and to scatter their gradients back.
     """
-    neighbours = token_neighbours(k, self_loop)
+    neighbours = token_neighbours(k)
     matrix = torch.zeros(TOKEN_GRID**2, TOKEN_GRID**2, device=neighbours.device)
     return matrix.scatter(1, neighbours, 1 / neighbours.shape[1])
 
 
 def _fast_layout(x: Tensor) -> Tensor:
-    """Channels last on a CPU, where depthwise convolutions are several times as fast that way."""
+    """Channels last on a CPU, where depthwise convolutions are several times as fast that way.
+
+    A GPU picks its own layout; forcing one there would only add copies.
+    """
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
@@ -61,13 +57,21 @@ class Head(nn.Conv2d):
     """1 × 1 convolution to genes, as one matrix product.
 
     Its output is contiguous gene by gene whatever the layout of its input: losses work through η
-    in pieces of whole genes.
+    in pieces of whole genes, and a channels-last η would scatter each piece over all of memory.
+
+    Parameters
+    ----------
+    width, genes
+        Channels in and out.
+    bias
+        Initial η: one number, or one per gene, float [G].
     """
 
     bias: nn.Parameter
 
-    def __init__(self, width: int, genes: int):
+    def __init__(self, width: int, genes: int, bias: float | Tensor = 0.0):
         super().__init__(width, genes, 1)
+        _set_bias(self, genes, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
@@ -75,6 +79,13 @@ class Head(nn.Conv2d):
             x.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
         weight = self.weight.flatten(1).expand(len(x), -1, -1)
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def _set_bias(head: nn.Conv2d, genes: int, bias: float | Tensor) -> None:
+    """Start a head of one or more channels per gene at the given η."""
+    start = torch.as_tensor(bias, dtype=head.weight.dtype, device=head.weight.device)
+    with torch.no_grad():
+        head.bias.copy_(start.expand(genes).repeat_interleave(head.out_channels // genes))
 
 
 class ConvMixer(nn.Module):
@@ -142,8 +153,16 @@ class Hist2ST(nn.Module):
         Token channels C of the encoder.
     genes
         Number of genes G.
-    settings
-        Width (``hidden``), attention heads and layers, neighbours k, dropout, self-loop.
+    hidden
+        Width d of all layers up to the first up-sampling stage; a multiple of ``heads``.
+    heads, layers
+        Attention heads, and attention layers L.
+    neighbours
+        Neighbours k of a token in the graph.
+    dropout
+        Share of activations dropped in attention, in training.
+    bias
+        Initial η: one number, or one per gene, float [G] (`losses.initial_eta`).
 
     Notes
     -----
@@ -155,23 +174,34 @@ class Hist2ST(nn.Module):
     embeddings 32d, attention L(8d² + 11d), graph 4(2d² + d), LSTM 16(d² + d), its norm 2d, a stage
     from a to b channels 4ab + 11b, head G(b + 1). At the published d = 512, L = 8, C = 1280 and
     G = 50 that is 25,049,586.
+
+    Examples
+    --------
+    >>> import torch, sparsity_trap as st
+    >>> decoder = st.Hist2ST(channels=12, genes=5, hidden=16, heads=2, layers=1, bias=-3.0)
+    >>> decoder(torch.zeros(2, 12, 16, 16)).shape
+    torch.Size([2, 5, 128, 128])
     """
 
-    def __init__(self, channels: int, genes: int, settings: DecoderSettings):
+    def __init__(
+        self,
+        channels: int,
+        genes: int,
+        hidden: int = 512,
+        heads: int = 8,
+        layers: int = 8,
+        neighbours: int = 8,
+        dropout: float = 0.1,
+        bias: float | Tensor = 0.0,
+    ):
         super().__init__()
-        width = settings.hidden
+        width = hidden
         self.project = nn.Conv2d(channels, width, 1)
         self.mixer = nn.Sequential(ConvMixer(width), ConvMixer(width))
         self.row = nn.Parameter(0.02 * torch.randn(TOKEN_GRID, 1, width))
         self.column = nn.Parameter(0.02 * torch.randn(1, TOKEN_GRID, width))
-        self.attention = nn.Sequential(
-            *(
-                Attention(width, settings.heads, settings.dropout)
-                for _ in range(settings.attention_layers)
-            )
-        )
-        around = neighbour_mean(settings.neighbours, settings.self_loop)
-        self.register_buffer("around", around, persistent=False)
+        self.attention = nn.Sequential(*(Attention(width, heads, dropout) for _ in range(layers)))
+        self.register_buffer("around", neighbour_mean(neighbours), persistent=False)
         self.graph = nn.ModuleList(GraphSAGE(width) for _ in range(4))
         self.jump = nn.LSTM(width, width, num_layers=2)
         # GraphSAGE outputs have unit norm over all channels, so the LSTM sees and returns values
@@ -191,7 +221,7 @@ class Hist2ST(nn.Module):
             ]
             width = narrower
         self.upsample = nn.Sequential(*stages)
-        self.head = Head(width, genes)
+        self.head = Head(width, genes, bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.mixer(self.project(_fast_layout(tokens)))
@@ -221,20 +251,28 @@ class Img2ST(nn.Module):
         Token channels C of the encoder.
     genes
         Number of genes G.
-    settings
-        Width (``hidden``) of the first stage; the rest is not used.
+    hidden
+        Width of the first stage.
+    bias
+        Initial η: one number, or one per gene, float [G].
 
     Notes
     -----
     Input [B, C, 16, 16], output η [B, G, 128, 128]. A stage from a to b channels has
     4ab + 9b² + 3b parameters, the head G(b + 1): with C = 1280, hidden 512 and G = 50 that is
     6,382,514.
+
+    Examples
+    --------
+    >>> import torch, sparsity_trap as st
+    >>> st.Img2ST(channels=12, genes=5, hidden=32)(torch.zeros(1, 12, 16, 16)).shape
+    torch.Size([1, 5, 128, 128])
     """
 
-    def __init__(self, channels: int, genes: int, settings: DecoderSettings):
+    def __init__(self, channels: int, genes: int, hidden: int = 512, bias: float | Tensor = 0.0):
         super().__init__()
         stages: list[nn.Module] = []
-        width = settings.hidden
+        width = hidden
         for _ in range(_DOUBLINGS):
             stages += [
                 nn.ConvTranspose2d(channels, width, 2, stride=2),
@@ -244,7 +282,7 @@ class Img2ST(nn.Module):
             ]
             channels, width = width, max(width // 2, _LEAST_WIDTH)
         self.upsample = nn.Sequential(*stages)
-        self.head = Head(channels, genes)
+        self.head = Head(channels, genes, bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.upsample(_fast_layout(tokens)))
@@ -259,33 +297,48 @@ class Linear(nn.Module):
         Token channels C of the encoder.
     genes
         Number of genes G.
+    bias
+        Initial η: one number, or one per gene, float [G].
 
     Notes
     -----
     Input [B, C, 16, 16], output η [B, G, 128, 128]. Parameters: 64 G (C + 1), with C = 1280 and
     G = 50 that is 4,099,200.
+
+    Examples
+    --------
+    >>> import torch, sparsity_trap as st
+    >>> st.Linear(channels=12, genes=5)(torch.zeros(1, 12, 16, 16)).shape
+    torch.Size([1, 5, 128, 128])
     """
 
-    def __init__(self, channels: int, genes: int):
+    def __init__(self, channels: int, genes: int, bias: float | Tensor = 0.0):
         super().__init__()
         self.head = nn.Conv2d(channels, genes * BINS_PER_TOKEN**2, 1)
+        _set_bias(self.head, genes, bias)
         self.shuffle = nn.PixelShuffle(BINS_PER_TOKEN)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.shuffle(self.head(tokens))
 
 
-DECODERS: dict[str, Callable[[int, int, DecoderSettings], nn.Module]] = {
-    "hist2st": Hist2ST,
-    "img2st": Img2ST,
-    "linear": lambda channels, genes, _: Linear(channels, genes),
-}
+#: Decoders by the names that presets use.
+DECODERS: dict[str, type[nn.Module]] = {"hist2st": Hist2ST, "img2st": Img2ST, "linear": Linear}
 
 
 def build_decoder(
-    name: str, channels: int, genes: int, bias: float | Tensor, settings: DecoderSettings
+    name: str,
+    channels: int,
+    genes: int,
+    *,
+    bias: float | Tensor = 0.0,
+    hidden: int = 512,
+    heads: int = 8,
+    layers: int = 8,
+    neighbours: int = 8,
+    dropout: float = 0.1,
 ) -> nn.Module:
-    """Build a decoder with its head bias set.
+    """Build a decoder by name, with the sizes that it has and without those that it has not.
 
     Parameters
     ----------
@@ -295,78 +348,21 @@ def build_decoder(
         Token channels and number of genes.
     bias
         Initial η: one number, or one per gene, float [G] (`losses.initial_eta`).
-    settings
-        Size of the decoder.
+    hidden, heads, layers, neighbours, dropout
+        As for `Hist2ST`; `Img2ST` has a ``hidden`` width only, `Linear` none of them.
 
     Raises
     ------
-    KeyError
-        For an unknown name; presets are checked before they get here.
+    ValueError
+        For an unknown name.
     """
-    decoder: Any = DECODERS[name](channels, genes, settings)
-    head = decoder.head.bias
-    # The linear decoder's head has 64 channels per gene, the others' one.
-    per_gene = torch.as_tensor(bias, dtype=head.dtype, device=head.device).expand(genes)
-    with torch.no_grad():
-        head.copy_(per_gene.repeat_interleave(len(head) // genes))
-    return decoder
-
-
-def parameter_table(channels: int, genes: int, settings: DecoderSettings) -> pd.DataFrame:
-    """Stages of every decoder with their output shapes and parameters, read from the modules.
-
-    Parameters
-    ----------
-    channels, genes
-        Token channels and number of genes.
-    settings
-        Size of the decoders.
-
-    Returns
-    -------
-    One row per stage, in the order in which a patch passes them after the embeddings, and a row
-    ``total`` per decoder: ``decoder``; ``stage``, the module's name and class; ``layers``, how many
-    equal ones follow each other; ``shape``, output shape of a batch of one; ``parameters``, of all
-    layers of the row. Layers without parameters are left out unless they change the shape.
-    """
-    import pandas as pd
-
-    rows = []
-    for name in DECODERS:
-        # On the meta device only shapes are computed: the published size costs no memory or time.
-        with torch.device("meta"):
-            decoder = build_decoder(name, channels, genes, 0.0, settings).eval()
-            stages = list(_stages(decoder, torch.empty(1, channels, TOKEN_GRID, TOKEN_GRID)))
-        for (stage, kind, shape, size), equal in groupby(stages):
-            layers = sum(1 for _ in equal)
-            label = f"{stage} ({kind})" if kind else stage
-            rows.append((name, label, layers, shape, layers * size))
-        total = sum(p.numel() for p in decoder.parameters())
-        rows.append((name, "total", 1, rows[-1][3], total))
-    return pd.DataFrame(rows, columns=["decoder", "stage", "layers", "shape", "parameters"])
-
-
-def _stages(decoder: nn.Module, tokens: Tensor) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
-    """Name, kind, output shape and parameters of each layer, in the order in which they run."""
-    ran: list[tuple[str, str, tuple[int, ...], int]] = []
-
-    def note(stage: str, kind: str):
-        def hook(layer: nn.Module, _, output) -> None:
-            output = output[0] if isinstance(output, tuple) else output
-            shape = tuple(output.shape)
-            size = sum(p.numel() for p in layer.parameters())
-            if size or not ran or shape != ran[-1][2]:
-                ran.append((stage, kind, shape, size))
-
-        return hook
-
-    for stage, module in decoder.named_children():
-        if isinstance(module, nn.Sequential | nn.ModuleList):
-            for layer in module:
-                layer.register_forward_hook(note(stage, type(layer).__name__))
-        else:
-            module.register_forward_hook(note(stage, ""))
-    decoder(tokens)
-    for stage, own in decoder.named_parameters(recurse=False):
-        yield stage, "embedding", tuple(own.shape), own.numel()
-    yield from ran
+    sizes: dict[str, dict[str, Any]] = {
+        "hist2st": dict(
+            hidden=hidden, heads=heads, layers=layers, neighbours=neighbours, dropout=dropout
+        ),
+        "img2st": dict(hidden=hidden),
+        "linear": {},
+    }
+    if name not in DECODERS:
+        raise ValueError(f"decoder '{name}' is unknown: choose one of {', '.join(DECODERS)}")
+    return DECODERS[name](channels, genes, bias=bias, **sizes[name])

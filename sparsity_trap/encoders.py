@@ -21,6 +21,7 @@ import zarr
 from torch import Tensor, nn
 
 from sparsity_trap.data.patches import PatchStore
+from sparsity_trap.decoders import TOKEN_GRID
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.settings import Encoder as EncoderSettings
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from huggingface_hub.errors import HfHubHTTPError
 
-TOKEN_GRID = 16
 
 #: A patch: pixels a side, and µm per pixel (256 µm over 224 pixels).
 PATCH_PX = 224

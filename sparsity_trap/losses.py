@@ -18,28 +18,57 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from sparsity_trap.bins import bin_mask
-from sparsity_trap.settings import BIN_UM, Arm
+from sparsity_trap._piecewise import piecewise
+from sparsity_trap.bins import BIN_UM, bin_mask
+
+#: What turns η into a rate, and what compares the rate with a count.
+LINKS = ("softplus", "exp")
+LOSSES = ("mse", "mse-log1p", "poisson", "nb")
 
 #: Below this η, log softplus(η) = η to float32 precision, and softplus itself loses digits.
 _LOG_SOFTPLUS_LINEAR = -15.0
 
 #: Least rate per bin that `initial_eta` inverts: fewer than one UMI on any section.
-RATE_FLOOR = 1e-8
+LEAST_INITIAL_RATE = 1e-8
 
 #: Stirling's series replaces lgamma from this θ on; it is then exact to 3e-10.
 _STIRLING_FROM = 8.0
 
 
+def _check(what: str, name: str, choices: Sequence[str]) -> None:
+    if name not in choices:
+        raise ValueError(f"{what} '{name}' is unknown: choose one of {', '.join(choices)}")
+
+
 def rate(eta: Tensor, link: str) -> Tensor:
-    """Predicted rate λ of the linear output η (any shape)."""
+    """Predicted rate λ, expected counts per 2 µm bin, of the linear output η.
+
+    Parameters
+    ----------
+    eta
+        Decoder output, any shape.
+    link
+        ``exp`` or ``softplus``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown link.
+
+    Examples
+    --------
+    >>> import torch, sparsity_trap as st
+    >>> st.rate(torch.tensor([0.0]), "exp")
+    tensor([1.])
+    """
+    _check("link", link, LINKS)
     return torch.exp(eta) if link == "exp" else F.softplus(eta)
 
 
 def log_rate(eta: Tensor, link: str) -> Tensor:
-    """log λ of the linear output η, without underflow at very small rates."""
+    """log λ of the linear output η, without underflow at very small rates; as `rate`."""
+    _check("link", link, LINKS)
     if link == "exp":
         return eta
     linear = eta < _LOG_SOFTPLUS_LINEAR
@@ -55,11 +84,23 @@ def initial_eta(rate: Tensor, link: str) -> Tensor:
     ----------
     rate
         Counts per bin, such as each gene's training mean, [G] or any shape. Rates below
-        `RATE_FLOOR` are raised to it, so that a gene without a count starts at a finite η.
+        `LEAST_INITIAL_RATE` are raised to it, so that a gene without a count starts at a finite η.
     link
         ``exp`` or ``softplus``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown link.
+
+    Examples
+    --------
+    >>> import torch, sparsity_trap as st
+    >>> st.losses.initial_eta(torch.tensor([1.0]), "exp")
+    tensor([0.])
     """
-    rate = rate.clamp(min=RATE_FLOOR)
+    _check("link", link, LINKS)
+    rate = rate.clamp(min=LEAST_INITIAL_RATE)
     # log(exp(λ) - 1), written so that neither a small nor a large λ loses digits
     return torch.log(rate) if link == "exp" else rate + torch.log(-torch.expm1(-rate))
 
@@ -109,20 +150,6 @@ def negative_binomial(log_rate: Tensor, count: Tensor, log_dispersion: Tensor) -
     return (dispersion + count) * softplus - count * log_rate - _rising(count, log_dispersion)
 
 
-def zero_inflated_nb(
-    log_rate: Tensor, count: Tensor, log_dispersion: Tensor, zero_logit: Tensor
-) -> Tensor:
-    """Zero-inflated negative binomial negative log likelihood without log y!, elementwise.
-
-    A bin is empty with probability π = sigmoid(``zero_logit``), else negative binomial with rate λ;
-    its mean is (1 − π) λ. Shapes as in `negative_binomial`.
-    """
-    counted = negative_binomial(log_rate, count, log_dispersion)
-    # −log(π + (1 − π) e^−counted) and −log(1 − π) + counted, both less softplus(logit)
-    either = -torch.logaddexp(zero_logit, -counted)
-    return F.softplus(zero_logit) + torch.where(count == 0, either, counted)
-
-
 def _rising(count: Tensor, log_dispersion: Tensor) -> Tensor:
     """Σ_{k<y} log(1 + k/θ) = lgamma(y + θ) − lgamma(θ) − y log θ, without its cancellation."""
     if count.device.type != "cpu":
@@ -157,7 +184,6 @@ _OF_RATE: dict[str, Callable[..., Tensor]] = {"mse": mse, "mse-log1p": mse_log1p
 _OF_LOG_RATE: dict[str, Callable[..., Tensor]] = {
     "poisson": poisson,
     "nb": negative_binomial,
-    "zinb": zero_inflated_nb,
 }
 
 #: log λ of a bin off tissue in a sum over bins: no share of it, and finite.
@@ -170,35 +196,40 @@ class Objective(nn.Module):
     Parameters
     ----------
     loss
-        ``mse``, ``mse-log1p``, ``poisson``, ``nb`` or ``zinb``.
+        ``mse``, ``mse-log1p``, ``poisson`` or ``nb``.
     link
         ``exp`` or ``softplus``.
     genes
         Number of genes G.
     resolutions_um
         Bin widths, µm, at which rates and counts are compared; the means over bins are averaged
-        over widths. For widths above 2 µm, rates (after the offset) and counts are summed over the
-        tissue bins of each larger bin, which counts when more than half of it is tissue.
+        over widths. For widths above 2 µm, rates and counts are summed over the tissue bins of each
+        larger bin, which counts when more than half of it is tissue.
     masked
         Average over tissue bins; otherwise over all, and sum all.
 
     Attributes
     ----------
     log_dispersion
-        log θ of each gene, [G], for ``nb`` and ``zinb``: the variance is λ + λ²/θ at every width.
-        It starts at θ = 1.
-    zero_logit
-        logit π of each gene, [G], for ``zinb``: the share of bins emptied beyond the negative
-        binomial. It starts at π = 0.05.
+        log θ of each gene, [G], for ``nb``: the variance is λ + λ²/θ at every width. It starts at
+        θ = 1.
 
-    Notes
-    -----
-    λ is the expected count under every loss. With ``zinb`` the negative binomial's own mean is
-    therefore λ / (1 − π).
+    Raises
+    ------
+    ValueError
+        For an unknown loss or link.
+
+    Examples
+    --------
+    >>> import torch, sparsity_trap as st
+    >>> objective = st.Objective("poisson", link="exp", genes=5)
+    >>> eta = torch.zeros(1, 5, 16, 16, requires_grad=True)
+    >>> loss = objective(eta, torch.ones(1, 5, 16, 16), torch.ones(1, 16, 16, dtype=torch.bool))
+    >>> loss.item()
+    1.0
     """
 
     log_dispersion: Tensor
-    zero_logit: Tensor
 
     def __init__(
         self,
@@ -209,37 +240,24 @@ class Objective(nn.Module):
         masked: bool = True,
     ):
         super().__init__()
+        _check("loss", loss, LOSSES)
+        _check("link", link, LINKS)
         self.loss, self.link, self.genes, self.masked = loss, link, genes, masked
         self.factors = bin_factors(resolutions_um)
-        if loss in ("nb", "zinb"):
+        if loss == "nb":
             self.log_dispersion = nn.Parameter(torch.zeros(genes))
-        if loss == "zinb":
-            self.zero_logit = nn.Parameter(torch.full((genes,), -3.0))
 
-    def forward(
-        self,
-        eta: Tensor,
-        count: Tensor,
-        mask: Tensor,
-        offset: Tensor | None = None,
-        shares: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, eta: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
         """Mean loss, in float32 whatever the precision of η (float64 for float64).
 
         Parameters
         ----------
         eta
             Decoder output, [B, G, H, W].
-        count
+        counts
             Counts of any number type, [B, G, H, W].
         mask
             True in tissue, [B, H, W].
-        offset
-            Known log exposure of each bin, [B, H, W]: the counts are compared with λ exp(offset),
-            so that λ itself does not have to explain it. Counts are never edited.
-        shares
-            Where these patches are a part of a batch: the part's share of the batch's bins at each
-            width of ``factors``, so that the losses of all parts sum to the batch's.
 
         Returns
         -------
@@ -248,59 +266,48 @@ class Objective(nn.Module):
         dtype = torch.promote_types(eta.dtype, torch.float32)
         tissue = mask if self.masked else torch.ones_like(mask)
         weights = []
-        for i, factor in enumerate(self.factors):
+        for factor in self.factors:
             weight = bin_mask(tissue, factor).to(dtype)
             terms = weight.sum() * self.genes * len(self.factors)
-            weight = weight / terms.clamp(min=1)
-            weights.append(weight if shares is None else weight * shares[i])
-        maps = (eta, count, tissue, None if offset is None else offset.to(dtype), weights)
-        parameters = tuple(self.parameters())
+            weights.append(weight / terms.clamp(min=1))
+        maps, parameters = (eta, counts, tissue, weights), tuple(self.parameters())
+        # On a CPU the elementwise loss at 2 µm takes longer than the decoder, unless it is cut up.
         if eta.device.type == "cpu" and 1 in self.factors:
-            return _Piecewise.apply(self, torch.is_grad_enabled(), *maps, *parameters)
+            return piecewise(self._weighted_sum, *maps, *parameters)
         return self._weighted_sum(*maps, *parameters)
 
     def _weighted_sum(
         self,
         eta: Tensor,
-        count: Tensor,
+        counts: Tensor,
         tissue: Tensor,
-        offset: Tensor | None,
         weights: list[Tensor],
         *parameters: Tensor,
     ) -> Tensor:
         """Sum of the elementwise loss times the weight [B, h, w] of its bin at each width."""
         dtype = weights[0].dtype
-        eta, count = eta.to(dtype), count.to(dtype)
+        eta, counts = eta.to(dtype), counts.to(dtype)
         parameters = tuple(p.to(dtype)[:, None, None] for p in parameters)
         in_log = self.loss in _OF_LOG_RATE
         elementwise = (_OF_LOG_RATE if in_log else _OF_RATE)[self.loss]
         # `seen` is the expected count of a bin, or its logarithm.
         seen = (log_rate if in_log else rate)(eta, self.link)
-        if offset is not None:
-            seen = seen + offset[:, None] if in_log else seen * torch.exp(offset)[:, None]
-        if self.loss == "zinb":
-            seen = seen + F.softplus(parameters[1])  # −log(1 − π)
         total, width = eta.new_zeros(()), 1
         for factor, weight in zip(self.factors, weights, strict=True):
             if factor > width:
                 if width == 1 and self.masked:
                     seen = torch.where(tissue[:, None], seen, _LOG_NOTHING if in_log else 0.0)
-                    count = count * tissue[:, None]
+                    counts = counts * tissue[:, None]
                 seen = (_log_block_sum if in_log else _block_sum)(seen, factor // width)
-                count = _block_sum(count, factor // width)
+                counts = _block_sum(counts, factor // width)
                 width = factor
-            total = total + (elementwise(seen, count, *parameters) * weight[:, None]).sum()
+            total = total + (elementwise(seen, counts, *parameters) * weight[:, None]).sum()
         return total
 
 
 def bin_factors(resolutions_um: Sequence[int]) -> list[int]:
     """Widths at which a loss compares, in 2 µm bins, narrowest first."""
     return sorted({round(width / BIN_UM) for width in resolutions_um})
-
-
-def objective(arm: Arm, genes: int) -> Objective:
-    """Objective of an arm for the given number of genes."""
-    return Objective(arm.loss, arm.link, genes, arm.resolutions_um, arm.masked)
 
 
 def _block_sum(x: Tensor, factor: int) -> Tensor:
@@ -316,54 +323,3 @@ def _log_block_sum(log: Tensor, factor: int) -> Tensor:
     """
     total = _block_sum(torch.exp(log), factor)
     return torch.log(total.clamp(min=torch.finfo(total.dtype).tiny))
-
-
-#: Elements per piece on the CPU: a piece and its temporaries stay in the second-level cache.
-_PIECE = 1 << 18
-
-
-class _Piecewise(torch.autograd.Function):
-    """`Objective._weighted_sum` on a CPU, with its gradient found piece by piece.
-
-    At 2 µm the elementwise loss, not the decoder, is what a CPU spends its time on: each operation
-    streams [B, G, 128, 128] through memory. Working through cache-sized pieces avoids that and
-    holds one gradient instead of every intermediate. Larger bins alone are too few to gain. An
-    accelerator hides memory traffic better than it hides launches and takes the batch as a whole.
-    """
-
-    @staticmethod
-    def forward(ctx, objective, with_gradient, eta, count, tissue, offset, weights, *parameters):
-        genes = max(1, _PIECE // (eta.shape[-2] * eta.shape[-1]))
-        gradients = [torch.empty_like(eta), *(torch.zeros_like(p) for p in parameters)]
-        total = 0.0
-        for b in range(eta.shape[0]):
-            row = slice(b, b + 1)
-            around = (
-                tissue[row],
-                None if offset is None else offset[row],
-                [weight[row] for weight in weights],
-            )
-            for g in range(0, eta.shape[1], genes):
-                some = slice(g, g + genes)
-                inputs = [x.detach() for x in (eta[row, some], *(p[some] for p in parameters))]
-                with torch.set_grad_enabled(with_gradient):
-                    if with_gradient:
-                        inputs = [x.requires_grad_() for x in inputs]
-                    piece, *own = inputs
-                    value = objective._weighted_sum(piece, count[row, some], *around, *own)
-                if with_gradient:
-                    found = torch.autograd.grad(value, inputs)
-                    gradients[0][row, some] = found[0]
-                    for gradient, part in zip(gradients[1:], found[1:], strict=True):
-                        gradient[some] += part
-                total += value.item()
-        ctx.save_for_backward(*gradients)
-        return weights[0].new_tensor(total)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        gradients = ctx.saved_tensors
-        if upstream != 1:  # spares a pass over memory where nothing scales the loss
-            gradients = [gradient * upstream.to(gradient.dtype) for gradient in gradients]
-        return None, None, gradients[0], None, None, None, None, *gradients[1:]

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.patches import PATCH_BINS, PatchStore, resample
 from sparsity_trap.data.spaceranger import (
     GridFit,
@@ -36,7 +37,7 @@ from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.provenance import commit
-from sparsity_trap.settings import BIN_UM, Preset, Run, UserError
+from sparsity_trap.settings import Preset, Run, UserError
 from sparsity_trap.training import Model
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def load_model(run_dir: Path | str) -> Trained:
             raise ValueError("mean and std are not those of tokens")
         genes = _read_genes(table)
         # The decoder's shape follows from the tables: build it, then fill in the weights.
-        decoder = build_decoder(arm.decoder, mean.shape[1], len(genes), 0.0, preset.decoder)
+        decoder = build_decoder(
+            arm.decoder, mean.shape[1], len(genes), **preset.decoder.model_dump()
+        )
         model = Model(decoder, mean, std, arm.link, arm.bicubic_from_um)
         model.load_state_dict(state)
     except _DAMAGE as error:

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from sparsity_trap import metrics, scaling, steps
+from sparsity_trap import scaling, steps
 from sparsity_trap.analysis import association as stats
 from sparsity_trap.analysis import published
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.encoders import PATCH_UM_PER_PX
+from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import (
     LOSS_PAIRS,
     MSE_ARM,
@@ -238,7 +239,7 @@ def _association_numbers(table: pd.DataFrame) -> dict[str, object]:
 
 def _ssim_of_nothing(store: PatchStore) -> float:
     """SSIM at 2 µm of a prediction that is zero everywhere, averaged like that of an arm."""
-    scores = metrics.GeneScores()
+    scores = GeneScores()
     for counts, mask in zip(store.counts, store.mask, strict=True):
         scores.update(counts[None], np.zeros_like(counts)[None], mask[None])
     return float(np.nanmean(scores.compute()["ssim_2um"]))

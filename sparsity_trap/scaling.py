@@ -37,7 +37,9 @@ def decoder_flops(preset: Preset, genes: int) -> float:
     Counted on the forward pass without computing it; the backward pass takes about twice as many.
     """
     with torch.device("meta"):
-        decoder = build_decoder("hist2st", ENCODER_CHANNELS, genes, 0.0, preset.decoder).eval()
+        decoder = build_decoder(
+            "hist2st", ENCODER_CHANNELS, genes, **preset.decoder.model_dump()
+        ).eval()
         tokens = torch.empty(1, ENCODER_CHANNELS, TOKEN_GRID, TOKEN_GRID)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         decoder(tokens)

@@ -15,9 +15,6 @@ PRESETS = ROOT / "presets"
 #: Arms that every preset may run.
 ARMS = PRESETS / "arms.yaml"
 
-#: Width of a native bin, µm.
-BIN_UM = 2.0
-
 #: What the simulation writes where Space Ranger writes its version.
 SIMULATION = "sparsity-trap simulation"
 
@@ -123,9 +120,6 @@ class Training(_Strict):
     warmup_epochs: int = Field(2, ge=0)
     patience: Count = 10
     clip: Positive = 1.0
-    stripe_offset: bool = Field(
-        False, description="give the loss each bin's row and column factor as a log offset"
-    )
     validation: Fraction = Field(0.2, description="share of each training section held out")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="arithmetic of the decoder; losses are computed in float32"
@@ -137,10 +131,9 @@ class Decoder(_Strict):
 
     hidden: int = Field(512, ge=1, le=16_384)
     heads: Count = 8
-    attention_layers: int = Field(8, ge=1, le=256)
+    layers: int = Field(8, ge=1, le=256, description="of attention")
     neighbours: Count = 8
     dropout: Fraction = 0.1
-    self_loop: bool = False
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Decoder:
@@ -154,7 +147,7 @@ class Arm(_Strict):
 
     title: str
     decoder: Literal["hist2st", "img2st", "linear"] = "hist2st"
-    loss: Literal["mse", "mse-log1p", "poisson", "nb", "zinb"]
+    loss: Literal["mse", "mse-log1p", "poisson", "nb"]
     link: Literal["softplus", "exp"]
     bias: float | Literal["gene-mean"] = Field(
         description="initial η of every gene, or the η whose rate is the gene's training mean"

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice, repeat
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -46,8 +46,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparsity_trap import losses, metrics
-from sparsity_trap.bins import bin_mask, bin_sum
+from sparsity_trap import losses
+from sparsity_trap.bins import BIN_UM, bin_mask, bin_sum
 from sparsity_trap.data.genes import panel
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.decoders import build_decoder
@@ -55,7 +55,8 @@ from sparsity_trap.encoders import dihedral
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.provenance import record
-from sparsity_trap.settings import BIN_UM, Arm, Preset, Run, Training, UserError, as_json
+from sparsity_trap.scores import GeneScores
+from sparsity_trap.settings import Arm, Preset, Run, Training, UserError, as_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -183,11 +184,6 @@ class TrainingSet:
         uint8, or int32 where a count exceeds 255, [N, G, 128, 128].
     mask
         bool [N, 128, 128], true in tissue.
-    offset
-        float32 [N, 128, 128], log exposure of each bin, or None where stripes are not modelled.
-
-    Counts, mask and offset are tensors, or files to stream from.
-
     validation
         bool [N], patches of the spatial blocks held out for selection.
     """
@@ -196,7 +192,6 @@ class TrainingSet:
     views: list[tuple[int, int]]
     counts: Tensor | PatchFiles
     mask: Tensor | PatchFiles
-    offset: Tensor | PatchFiles | None
     validation: Tensor
 
 
@@ -389,9 +384,6 @@ def load_training_set(preset: Preset, run: Run) -> TrainingSet:
         views=views,
         counts=maps(counts),
         mask=maps(lambda section, row: stores[section].mask[row]),
-        offset=maps(lambda section, row: stores[section].stripe_offset(row))
-        if preset.training.stripe_offset
-        else None,
         validation=torch.from_numpy(np.concatenate(blocks)),
     )
 
@@ -577,21 +569,22 @@ def _build(
     else:
         bias = arm.bias
     torch.manual_seed(seed)
-    decoder = build_decoder(arm.decoder, channels, genes, bias, preset.decoder)
+    decoder = build_decoder(arm.decoder, channels, genes, bias=bias, **preset.decoder.model_dump())
     model = Model(decoder, mean, std, arm.link, arm.bicubic_from_um)
-    return nn.ModuleDict({"model": model, "objective": losses.objective(arm, genes)})
+    objective = losses.Objective(arm.loss, arm.link, genes, arm.resolutions_um, arm.masked)
+    return nn.ModuleDict({"model": model, "objective": objective})
 
 
 def _gene_rate(data: TrainingSet, train: Tensor) -> Tensor:
-    """Mean count per unit of exposure of a 2 µm tissue bin, float32 [G], over training patches."""
+    """Mean count of a 2 µm tissue bin, float32 [G], over training patches."""
     device = data.counts.device if isinstance(data.counts, Tensor) else torch.device("cpu")
     count = torch.zeros(data.counts.shape[1], dtype=torch.float64, device=device)
-    exposure = torch.zeros((), dtype=torch.float64, device=device)
-    for counts, mask, offset in _maps(data, train.split(8), device):
+    bins = torch.zeros((), dtype=torch.float64, device=device)
+    for counts, mask in _maps(data, train.split(8), device):
         count += (counts * mask[:, None]).sum((0, 2, 3))
-        exposure += (mask if offset is None else mask * offset.exp()).sum()
+        bins += mask.sum()
     # A gene never seen keeps a finite logarithm, that of half a count.
-    return (count.clamp(min=0.5) / exposure).float().cpu()
+    return (count.clamp(min=0.5) / bins).float().cpu()
 
 
 def _on_device(data: TrainingSet, device: torch.device) -> TrainingSet:
@@ -600,11 +593,9 @@ def _on_device(data: TrainingSet, device: torch.device) -> TrainingSet:
     def fitting(values: Any) -> Any:
         if isinstance(values, Tensor):
             return values.to(device)
-        return (
-            values.load(device) if values is not None and values.nbytes <= _room(device) else values
-        )
+        return values.load(device) if values.nbytes <= _room(device) else values
 
-    names = ("mask", "offset", "counts", "tokens")
+    names = ("mask", "counts", "tokens")
     return replace(data, **{name: fitting(getattr(data, name)) for name in names})
 
 
@@ -661,12 +652,11 @@ def _read(
 
 def _maps(
     data: TrainingSet, pieces: Sequence[Tensor], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Counts, mask and offset of the patches [B] of each piece, on the device."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Counts and mask of the patches [B] of each piece, on the device."""
     index = [(patches,) for patches in pieces]
     counts, mask = (_read(values, index, device) for values in (data.counts, data.mask))
-    offset = repeat(None) if data.offset is None else _read(data.offset, index, device)
-    return zip(counts, mask, offset, strict=False)  # one of them may go on without end
+    return zip(counts, mask, strict=True)
 
 
 def _to(index: Tensor, device: torch.device) -> Tensor:
@@ -680,7 +670,6 @@ class _Batch(NamedTuple):
     tokens: Tensor
     counts: Tensor
     mask: Tensor
-    offset: Tensor | None
     shares: Tensor | None
     """This share's part of the batch's bins at each width of the loss; None where it is all."""
     patches: int
@@ -695,7 +684,7 @@ def _batches(
     size: int,
     fabric: Fabric | _OneProcess,
 ) -> Iterator[_Batch]:
-    """Batches of patches in the order given; counts, mask and offset turned as the view was."""
+    """Batches of patches in the order given; counts and mask turned as the view was."""
     device, ranks = fabric.device, fabric.world_size
     whole = [slice(i, min(i + size, len(patches))) for i in range(0, len(patches), size)]
     # A process without a patch of its own takes the first with share 0, because the collective
@@ -714,7 +703,7 @@ def _batches(
     maps = _maps(data, [patches[part] for part in own], device)
     # Of a batch that several processes share, each needs the number of bins.
     masks = _read(data.mask, [(patches[batch],) for batch in whole if ranks > 1], device)
-    for batch, part, idle, own_tokens, (counts, mask, offset) in zip(
+    for batch, part, idle, own_tokens, (counts, mask) in zip(
         whole, own, empty, tokens, maps, strict=True
     ):
         index = turns[element[part]]
@@ -731,7 +720,6 @@ def _batches(
             own_tokens,
             turned(counts),
             turned(mask),
-            None if offset is None else turned(offset),
             shares,
             batch.stop - batch.start,
         )
@@ -774,9 +762,8 @@ def _epoch(
         for batch in islice(batches, settings.accumulate):
             with fabric.autocast():
                 eta = nets["model"](batch.tokens)
-            loss = nets["objective"](
-                eta.float(), batch.counts, batch.mask, batch.offset, batch.shares
-            )
+            loss = nets["objective"](eta.float(), batch.counts, batch.mask)
+            loss = loss if batch.shares is None else loss * batch.shares.mean()
             # A smaller last batch or group of batches weighs as its patches do.
             (loss * (batch.patches / (settings.batch_size * settings.accumulate))).backward()
             total += loss.detach() * batch.patches
@@ -843,7 +830,8 @@ def _validate(
         with fabric.autocast():
             eta = nets["model"](batch.tokens)
         eta = eta.float()
-        loss = nets["objective"](eta, batch.counts, batch.mask, batch.offset, batch.shares)
+        loss = nets["objective"](eta, batch.counts, batch.mask)
+        loss = loss if batch.shares is None else loss * batch.shares.mean()
         total += loss * batch.patches
         tissue = batch.mask[:, None]
         truth, rate = (
@@ -942,8 +930,7 @@ def _fingerprint(
         digest.update(values.numpy().data)
     for counts, *maps in _maps(data, torch.arange(len(data.validation)).split(8), device):
         for part in (counts.int(), *maps):
-            if part is not None:
-                digest.update(part.cpu().numpy().data)
+            digest.update(part.cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -1054,13 +1041,14 @@ def _score(preset: Preset, run: Run, model: Model, device: torch.device, folder:
     rates = zarr.open_group(folder / "predictions.zarr", mode="w").create_array(
         "rate", shape=store.counts.shape, chunks=(1, *store.counts.shape[1:]), dtype="float16"
     )
-    scores = metrics.GeneScores(
-        store.genes, train_mean=training_mean(preset, run), name=f"run {run.name}"
-    )
+    scores = GeneScores(store.genes, train_mean=training_mean(preset, run), name=f"run {run.name}")
     for piece, rate in predict(model, tokens, device):
         rates[piece] = rate.numpy()
         truth = None if store.truth is None else store.truth[piece].astype(np.float32)
-        scores.update(store.counts[piece], rate, store.mask[piece], truth)
+        try:
+            scores.update(store.counts[piece], rate, store.mask[piece], truth)
+        except ValueError as error:  # a model that diverged predicts what is no rate
+            raise UserError(str(error)) from None
     category = panel(preset).set_index("gene")["category"].reindex(store.genes).fillna("other")
     table = pd.DataFrame({"gene": store.genes, "category": category.to_numpy()})
     table.assign(**scores.compute()).to_parquet(folder / "genes.parquet")

@@ -27,7 +27,7 @@ SHARING_FILES = ("test_controls.py", "test_no_code_in_data.py", "test_predict.py
 #: Scores a patch as it is stored.
 COMPILE = """
 import numpy as np
-from sparsity_trap.metrics import GeneScores
+from sparsity_trap.scores import GeneScores
 scores = GeneScores()
 scores.update(np.ones((1, 1, 16, 16), "u2"), np.ones((1, 1, 16, 16), "f2"), np.ones((1, 16, 16), bool))
 """

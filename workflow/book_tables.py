@@ -11,9 +11,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import torch
 
 from sparsity_trap import scaling
-from sparsity_trap.decoders import parameter_table
+from sparsity_trap.decoders import DECODERS, build_decoder
 from sparsity_trap.encoders import encoder_table
 from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset, load_preset
 
@@ -56,12 +57,23 @@ def arms(preset: Preset) -> str:
 
 
 def decoders(preset: Preset, channels: int, genes: int) -> str:
-    """Stages, shapes and parameters of every decoder at the size of this build."""
-    table = parameter_table(channels, genes, preset.decoder)
-    table["shape"] = [" × ".join(map(str, shape[1:])) for shape in table["shape"]]
-    table["parameters"] = [f"{n:,}" for n in table["parameters"]]
+    """Parts of every decoder with their parameters, at the size of this build."""
+    rows = []
+    for name in DECODERS:
+        # On the meta device a decoder of any size costs no memory or time.
+        with torch.device("meta"):
+            decoder = build_decoder(name, channels, genes, **preset.decoder.model_dump())
+        sizes = {
+            part: sum(p.numel() for p in m.parameters()) for part, m in decoder.named_children()
+        }
+        sizes |= {part: p.numel() for part, p in decoder.named_parameters(recurse=False)}
+        sizes = {part: size for part, size in sizes.items() if size} | {
+            "total": sum(sizes.values())
+        }
+        rows += [(name, part, f"{size:,}") for part, size in sizes.items()]
+    table = pd.DataFrame(rows, columns=["decoder", "part", "parameters"])
     table["decoder"] = table["decoder"].mask(table["decoder"].duplicated(), "")
-    return markdown(table.rename(columns={"shape": "output of one patch"}))
+    return markdown(table)
 
 
 def claims(path: Path) -> str:

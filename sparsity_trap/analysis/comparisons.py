@@ -20,10 +20,11 @@ from sparsity_trap.analysis.factorial import (
     share_of_gap,
 )
 from sparsity_trap.analysis.mechanism import gradient_share, toy_minimisers
+from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.genes import panel
 from sparsity_trap.predict import load_model
 from sparsity_trap.runs import Result, contrast, matched, plain
-from sparsity_trap.settings import BIN_UM, PUBLISHED_BIAS, Arm, Preset
+from sparsity_trap.settings import PUBLISHED_BIAS, Arm, Preset
 from sparsity_trap.training import initial_model, open_tokens
 
 #: Both ends of the published contrast with the bias as a number, for `effects.share_of_gap`.

@@ -7,6 +7,7 @@ A control is an iterator over the patches of a store, in store order: one array 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import reduce
@@ -16,9 +17,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sparsity_trap.bins import Maps, bin_mask, bin_sum
-from sparsity_trap.metrics import GeneScores, Moments, morans_i
-from sparsity_trap.settings import BIN_UM, UserError
+from sparsity_trap.bins import BIN_UM, Maps, bin_mask, bin_sum
+from sparsity_trap.metrics import Moments
+from sparsity_trap.scores import GeneScores
+from sparsity_trap.settings import UserError
 
 TOKEN_BINS = 8  # 2 µm bins along one side of an encoder token
 
@@ -315,7 +317,7 @@ def metric_audit(
 
 
 def morans_table(store: Store, predictions: Maps) -> pd.DataFrame:
-    """Moran's I at 8 µm of counts and prediction, by squidpy; see ``metrics.morans_i``.
+    """Moran's I at 8 µm of counts and prediction, by squidpy; see `morans_i`.
 
     Holds the 8 µm maps of the section in memory, about 0.5 GB for 570 patches of 50 genes.
 
@@ -329,6 +331,48 @@ def morans_table(store: Store, predictions: Maps) -> pd.DataFrame:
         maps8 = [_inside8(maps, store.mask, i) for i in range(maps.shape[0])]
         columns[column] = morans_i(np.stack(maps8), mask, store.origin[:])
     return pd.DataFrame({"gene": list(store.genes), **columns})
+
+
+def morans_i(maps: Maps, mask: Maps, origin: Maps) -> np.ndarray:
+    """Moran's I of maps of 8 µm bins over their four neighbours, by squidpy.
+
+    Patches are put back on the section's grid, so neighbours may lie in the next patch. Weights of
+    a bin sum to 1, as squidpy normalises them.
+
+    Parameters
+    ----------
+    maps
+        8 µm maps [N, G, H, W], all in memory.
+    mask
+        bool [N, H, W]; ``bins.bin_mask`` of the tissue.
+    origin
+        [N, 2], row and column of each patch's first 2 µm bin; see ``PatchStore``.
+
+    Returns
+    -------
+    float64 [G], exact to single precision; NaN where a map is constant or no two bins are
+    neighbours.
+    """
+    import squidpy
+    from anndata import AnnData
+
+    logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # squidpy's too
+    maps, mask = np.asarray(maps), np.asarray(mask)
+    patch, row, col = mask.nonzero()
+    values = maps[patch, :, row, col].astype(np.float64)
+    result = np.full(maps.shape[1], np.nan)
+    varies = np.flatnonzero((values != values[:1]).any(0))
+    if len(varies) == 0:
+        return result
+    data = AnnData(values[:, varies])
+    data.var_names = [str(g) for g in varies]
+    data.obsm["spatial"] = np.asarray(origin)[patch] // 4 + np.stack((row, col), axis=1)
+    squidpy.gr.spatial_neighbors_radius(data, radius=1.0)
+    if data.obsp["spatial_connectivities"].nnz:
+        squidpy.gr.spatial_autocorr(data, mode="moran", show_progress_bar=False)
+        table = data.uns["moranI"]["I"]
+        result[[int(g) for g in table.index]] = table
+    return result
 
 
 def _inside8(maps: Maps, mask: Maps, i: int) -> np.ndarray:

@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from sparsity_trap.settings import Patches, Source, UserError
-from sparsity_trap.files import building
-from sparsity_trap.progress import track
 from sparsity_trap.data.alignment import stripe_factors
 from sparsity_trap.data.spaceranger import (
     GridFit,
@@ -28,6 +25,9 @@ from sparsity_trap.data.spaceranger import (
     orientation_of,
     read_region,
 )
+from sparsity_trap.files import building
+from sparsity_trap.progress import track
+from sparsity_trap.settings import Patches, Source, UserError
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

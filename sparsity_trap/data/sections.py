@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sparsity_trap.bins import BIN_UM
+from sparsity_trap.data.spaceranger import (
+    SQUARE,
+    Slide,
+    fit_grid_to_pixels,
+    open_slide,
+    read_region,
+)
 from sparsity_trap.settings import (
-    BIN_UM,
     SIMULATION,
     Name,
     Preset,
@@ -26,7 +33,6 @@ from sparsity_trap.settings import (
     load_preset,
     read_yaml,
 )
-from sparsity_trap.data.spaceranger import SQUARE, Slide, fit_grid_to_pixels, open_slide, read_region
 
 if TYPE_CHECKING:
     import h5py

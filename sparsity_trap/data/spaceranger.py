@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import zarr
 
-from sparsity_trap.settings import BIN_UM, UserError
+from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.inflate import in_threads, numbers, pieces, read_all, reader
+from sparsity_trap.settings import UserError
 
 if TYPE_CHECKING:
     import h5py

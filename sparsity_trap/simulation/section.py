@@ -23,10 +23,11 @@ import zarr
 from PIL import Image
 from scipy import ndimage
 
+from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
-from sparsity_trap.settings import BIN_UM, SIMULATION, Simulation, UserError
+from sparsity_trap.settings import SIMULATION, Simulation, UserError
 from sparsity_trap.simulation.stain import draw_stain, render
 from sparsity_trap.simulation.tissue import (
     STEP_UM,

@@ -192,7 +192,7 @@ def test_one_patch_and_a_real_section(store, predictions, train_mean):
 def test_wrong_predictions_are_named(store, predictions, train_mean):
     wrong = predictions.copy()
     wrong[2, 1, 0, 0] = np.nan
-    with pytest.raises(UserError, match="poisson-P5-s0, model: gene G1 .* patch 2 "):
+    with pytest.raises(ValueError, match="poisson-P5-s0, model: gene G1 .* patch 2 "):
         controls.control_table(store, wrong, train_mean, name="poisson-P5-s0")
 
 
@@ -252,3 +252,35 @@ def test_split_ceiling_is_undefined_without_structure():
     assert np.isnan(controls.split_ceiling(counts, ~mask, 1)).all()
     with pytest.raises(ValueError, match="at least one split"):
         controls.split_ceiling(counts, mask, repeats=0)
+
+
+def moran(values: np.ndarray, places: list[tuple[int, int]]) -> float:
+    """The plain formula with row-normalised weights of the four neighbours."""
+    index = {place: k for k, place in enumerate(places)}
+    z = values - values.mean()
+    product = weights = 0.0
+    for (r, c), k in index.items():
+        steps = ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1))
+        near = [index[step] for step in steps if step in index]
+        if near:
+            product += z[k] * z[near].mean()
+            weights += 1
+    return len(z) / weights * product / (z**2).sum()
+
+
+def test_morans_i_equals_the_plain_formula():
+    rng = np.random.default_rng(9)
+    section = rng.random((3, 6, 12))
+    section[1] += np.linspace(0, 5, 12)  # a gradient across both patches
+    section[2] = 0.3
+    maps = np.stack([section[:, :, :6], section[:, :, 6:]])
+    mask = rng.random((2, 6, 6)) < 0.8
+    origin = np.array([[24, 48], [24, 72]])  # side by side
+    result = controls.morans_i(maps, mask, origin)
+    places = [(r, c + 6 * n) for n, r, c in np.argwhere(mask)]
+    for g in range(2):
+        expected = moran(np.array([section[g, r, c] for r, c in places]), places)
+        assert result[g] == pytest.approx(expected, abs=1e-7)
+    assert np.isnan(result[2])
+    assert result[1] > 0.7 > 0.2 > abs(result[0])
+    assert np.isnan(controls.morans_i(maps, np.zeros_like(mask), origin)).all()

@@ -11,7 +11,6 @@ from torch import nn
 from sparsity_trap import losses
 from sparsity_trap.analysis import mechanism
 from sparsity_trap.decoders import Hist2ST
-from sparsity_trap.settings import Decoder
 
 
 def squared(eta, y, link):
@@ -68,8 +67,7 @@ class Tokens(nn.Module):
 @pytest.fixture(scope="module")
 def batch():
     torch.manual_seed(0)
-    settings = Decoder(hidden=16, heads=2, attention_layers=1, dropout=0.5)
-    model = Tokens(Hist2ST(6, 4, settings))
+    model = Tokens(Hist2ST(6, 4, hidden=16, heads=2, layers=1, dropout=0.5))
     tokens = torch.randn(2, 6, 16, 16)
     level = torch.tensor([0.02, 0.1, 0.5, 2.0])[None, :, None, None]
     counts = torch.poisson(level.expand(2, 4, 128, 128))

@@ -10,14 +10,11 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from sparsity_trap import losses
+from sparsity_trap import _piecewise, losses
 from sparsity_trap.bins import bin_mask, bin_sum
-from sparsity_trap.losses import Objective
-from sparsity_trap.settings import Arm
+from sparsity_trap.losses import LINKS, LOSSES, Objective
 
-LINKS = ("exp", "softplus")
-LOSSES = ("mse", "mse-log1p", "poisson", "nb", "zinb")
-COUNT_LOSSES = ("poisson", "nb", "zinb")
+COUNT_LOSSES = ("poisson", "nb")
 
 
 @pytest.fixture
@@ -39,10 +36,10 @@ def double(loss: str, link: str, genes: int = 3, **settings) -> Objective:
     return objective
 
 
-def plain(objective: Objective, eta, count, offset=None):
-    """The elementwise loss, written out: π empties bins and λ stays the mean."""
+def plain(objective: Objective, eta, count):
+    """The elementwise loss, written out."""
     rate = losses.rate(eta, objective.link)
-    log = rate.log() if offset is None else rate.log() + offset[:, None]
+    log = rate.log()
     own = [p[:, None, None] for p in objective.parameters()]
     if objective.loss == "mse":
         return losses.mse(log.exp(), count)
@@ -50,9 +47,7 @@ def plain(objective: Objective, eta, count, offset=None):
         return losses.mse_log1p(log.exp(), count)
     if objective.loss == "poisson":
         return losses.poisson(log, count)
-    if objective.loss == "nb":
-        return losses.negative_binomial(log, count, *own)
-    return losses.zero_inflated_nb(log - torch.log(1 - own[1].sigmoid()), count, *own)
+    return losses.negative_binomial(log, count, *own)
 
 
 # --- elementwise losses -------------------------------------------------------------------------
@@ -118,37 +113,6 @@ def test_rising_sum_is_the_same_on_an_accelerator_as_on_a_cpu(log_theta):
         torch.testing.assert_close(torch.autograd.grad(found.sum(), log_theta)[0], slope)
 
 
-@pytest.mark.parametrize("share", [1e-6, 0.3, 0.999])
-def test_zero_inflation_is_a_mixture(maps, share):
-    eta, count, _ = maps
-    log_theta, logit = torch.tensor(0.4), torch.tensor(share, dtype=torch.float64).logit()
-    counted = torch.distributions.NegativeBinomial(log_theta.exp(), logits=eta - log_theta)
-    empty = torch.where(count == 0, math.log(share), -math.inf)
-    parts = torch.stack([empty, math.log1p(-share) + counted.log_prob(count)])
-    ours = losses.zero_inflated_nb(eta, count, log_theta, logit) + torch.lgamma(count + 1)
-    torch.testing.assert_close(ours, -torch.logsumexp(parts, 0), rtol=1e-7, atol=1e-7)
-
-
-def test_zero_inflated_objective_has_the_rate_as_its_mean():
-    """Counts drawn from the mixture have their least loss where λ is their mean."""
-    share, theta, rate = 0.6, 2.0, 1.5
-    count = torch.arange(300, dtype=torch.float64)
-    counted = stats.nbinom.pmf(count.numpy(), theta, theta / (theta + rate / (1 - share)))
-    mass = (1 - share) * torch.from_numpy(counted)
-    mass[0] += share
-    assert (mass * count).sum().item() == pytest.approx(rate)
-    objective = Objective("zinb", "exp", 1).double()
-    with torch.no_grad():
-        objective.log_dispersion.fill_(math.log(theta))
-        objective.zero_logit.copy_(torch.tensor([share]).logit())
-    # Counts enter as 300 bins, weighted by their probability through the gradient of each.
-    eta = torch.full((1, 1, 1, 300), math.log(rate), dtype=torch.float64, requires_grad=True)
-    objective(eta, count.view(1, 1, 1, -1), torch.ones(1, 1, 300, dtype=torch.bool)).backward()
-    score = (eta.grad.flatten() * mass).sum()
-    assert abs(score.item()) < 1e-9
-    assert eta.grad.abs().max() > 1e-4
-
-
 def test_squared_errors_agree_with_torch(maps):
     eta, count, _ = maps
     rate = eta.exp()
@@ -185,7 +149,7 @@ def test_initial_eta_inverts_the_link_and_is_finite_without_counts(link):
     rate = torch.tensor([1e-7, 0.05, 0.69, 40.0, 1e4])
     torch.testing.assert_close(losses.rate(losses.initial_eta(rate, link), link), rate)
     least = losses.initial_eta(torch.zeros(1), link)
-    assert losses.rate(least, link).item() == pytest.approx(losses.RATE_FLOOR, rel=1e-4)
+    assert losses.rate(least, link).item() == pytest.approx(losses.LEAST_INITIAL_RATE, rel=1e-4)
 
 
 # --- objective ----------------------------------------------------------------------------------
@@ -196,12 +160,11 @@ def test_initial_eta_inverts_the_link_and_is_finite_without_counts(link):
 @pytest.mark.parametrize("masked", [True, False])
 def test_mean_and_gradients_equal_the_plain_expression(maps, loss, link, masked):
     eta, count, mask = maps
-    offset = torch.linspace(-1, 1, 16, dtype=torch.float64).expand(2, 16, 16)
     objective = double(loss, link, masked=masked)
     inputs = [eta.requires_grad_(), *objective.parameters()]
-    value = objective(eta, count.to(torch.uint8), mask, offset)
+    value = objective(eta, count.to(torch.uint8), mask)
     bins = mask if masked else torch.ones_like(mask)
-    expected = plain(objective, eta, count, offset).movedim(1, -1)[bins].mean()
+    expected = plain(objective, eta, count).movedim(1, -1)[bins].mean()
     torch.testing.assert_close(value, expected)
     found, wanted = (torch.autograd.grad(3 * x, inputs) for x in (value, expected))
     torch.testing.assert_close(found, wanted)
@@ -211,18 +174,17 @@ def test_mean_and_gradients_equal_the_plain_expression(maps, loss, link, masked)
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_by_finite_differences(loss, link, resolutions):
-    """In η and, where the likelihood has them, in each gene's dispersion and zero logit."""
+    """In η and, where the likelihood has one, in each gene's dispersion."""
     draw = torch.Generator().manual_seed(2)
     eta = torch.randn(2, 2, 4, 4, generator=draw, dtype=torch.float64)
     count = torch.randint(0, 5, eta.shape, generator=draw)
     mask = torch.rand(2, 4, 4, generator=draw) > 0.2
-    offset = torch.randn(2, 4, 4, generator=draw, dtype=torch.float64)
     objective = double(loss, link, genes=2, resolutions_um=resolutions)
     names = [name for name, _ in objective.named_parameters()]
 
     def call(eta, *own):
         parameters = dict(zip(names, own, strict=True))
-        return torch.func.functional_call(objective, parameters, (eta, count, mask, offset))
+        return torch.func.functional_call(objective, parameters, (eta, count, mask))
 
     own = [p.detach().requires_grad_() for p in objective.parameters()]
     assert torch.autograd.gradcheck(call, [eta.requires_grad_(), *own])
@@ -231,7 +193,7 @@ def test_gradients_by_finite_differences(loss, link, resolutions):
 def test_pieces_of_a_large_map_add_up(monkeypatch, maps):
     """A batch in pieces of one gene and of all genes has the same loss and gradients."""
     eta, count, mask = maps
-    objective = double("zinb", "exp")
+    objective = double("nb", "exp")
     inputs = [eta.requires_grad_(), *objective.parameters()]
 
     def run():
@@ -239,7 +201,7 @@ def test_pieces_of_a_large_map_add_up(monkeypatch, maps):
         return value.detach(), torch.autograd.grad(value, inputs)
 
     whole = run()
-    monkeypatch.setattr(losses, "_PIECE", 1)
+    monkeypatch.setattr(_piecewise, "_PIECE", 1)
     torch.testing.assert_close(run(), whole)
 
 
@@ -251,18 +213,6 @@ def test_gradient_survives_repeated_backward(maps):
         value.backward(retain_graph=True)
     (once,) = torch.autograd.grad(value, eta)
     torch.testing.assert_close(eta.grad, 3 * once)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_offset_is_a_known_exposure(maps, loss):
-    """With the exp link, a log offset equals the same number added to η, gradient included."""
-    eta, count, mask = maps
-    offset = torch.linspace(-1, 1, 16, dtype=torch.float64).expand(2, 16, 16)
-    ours, other = (eta.clone().requires_grad_() for _ in range(2))
-    objective = double(loss, "exp", resolutions_um=(2, 8))
-    objective(ours, count, mask, offset).backward()
-    objective(other + offset[:, None], count, mask).backward()
-    torch.testing.assert_close(ours.grad, other.grad)
 
 
 def test_bins_outside_the_tissue_have_no_influence(maps):
@@ -282,10 +232,9 @@ def test_bins_outside_the_tissue_have_no_influence(maps):
 def test_resolutions_compare_sums_over_tissue_bins(maps, loss, masked, resolutions):
     eta, count, mask = maps
     mask[0, :8, :8] = False  # a larger bin without any tissue
-    offset = torch.linspace(-1, 1, 16, dtype=torch.float64).expand(2, 16, 16)
     objective = double(loss, "softplus", resolutions_um=resolutions, masked=masked)
     bins = mask if masked else torch.ones_like(mask)
-    rate = losses.rate(eta, "softplus") * offset.exp()[:, None] * bins[:, None]
+    rate = losses.rate(eta, "softplus") * bins[:, None]
     means = []
     for factor in (r // 2 for r in resolutions):
         large = bin_sum(rate, factor).clamp(min=1e-30).log()
@@ -293,7 +242,7 @@ def test_resolutions_compare_sums_over_tissue_bins(maps, loss, masked, resolutio
         value = plain(single, large, bin_sum(count * bins[:, None], factor).double())
         means.append(value.movedim(1, -1)[bin_mask(bins, factor)].mean())
     expected = torch.stack(means).mean()
-    torch.testing.assert_close(objective(eta, count.to(torch.uint8), mask, offset), expected)
+    torch.testing.assert_close(objective(eta, count.to(torch.uint8), mask), expected)
 
 
 @pytest.mark.parametrize("resolutions", [(2,), (2, 4, 8, 16)])
@@ -308,9 +257,8 @@ def test_extreme_rates_and_counts_stay_finite(loss, link, dtype, resolutions):
     count = count.expand(1, 6, 16, 16)
     objective = Objective(loss, link, 6, resolutions)
     with torch.no_grad():
-        for name, parameter in objective.named_parameters():
-            low, high = (-20, 60) if name == "log_dispersion" else (-30, 30)
-            parameter.copy_(torch.linspace(low, high, 6))
+        for parameter in objective.parameters():
+            parameter.copy_(torch.linspace(-20, 60, 6))
     value = objective(eta, count, torch.ones(1, 16, 16, dtype=torch.bool))
     value.backward()
     assert value.dtype == torch.float32 and eta.grad.dtype == dtype
@@ -367,9 +315,6 @@ def test_only_mse_on_log1p_is_not_minimised_by_the_mean_count(loss):
     count = torch.tensor([0.0, 0.0, 0.0, 1.0, 3.0], dtype=torch.float64).view(1, 1, 1, -1)
     mask = torch.ones(1, 1, 5, dtype=torch.bool)
     objective = double(loss, "exp", genes=1)
-    if loss == "zinb":
-        with torch.no_grad():  # at a given π the mixture's best mean is not the sample's
-            objective.zero_logit.fill_(-40.0)
     rates = torch.linspace(0.05, 3, 591, dtype=torch.float64)
     with torch.no_grad():
         values = [objective(r.log().expand_as(count), count, mask) for r in rates]
@@ -398,13 +343,20 @@ def test_dispersion_is_learned_from_counts():
     assert objective.log_dispersion.exp().item() == pytest.approx(0.7, rel=0.05)
 
 
-def test_objective_of_an_arm():
-    arm = Arm(title="", loss="zinb", link="softplus", bias=0.0, resolutions_um=(2, 8), masked=False)
-    objective = losses.objective(arm, 4)
-    assert {name: tuple(p.shape) for name, p in objective.named_parameters()} == {
-        "log_dispersion": (4,),
-        "zero_logit": (4,),
-    }
-    assert (objective.loss, objective.link, objective.masked) == ("zinb", "softplus", False)
+def test_parameters_of_an_objective():
+    objective = Objective("nb", "softplus", 4, (2, 8), masked=False)
+    assert {n: tuple(p.shape) for n, p in objective.named_parameters()} == {"log_dispersion": (4,)}
     assert objective.factors == [1, 4]
-    assert not list(losses.objective(arm.model_copy(update={"loss": "mse"}), 4).parameters())
+    assert not list(Objective("mse", "exp", 4).parameters())
+
+
+@pytest.mark.parametrize("link", ["log", "Exp", "", None])
+def test_unknown_links_and_losses_name_the_choices(link):
+    one = torch.ones(1)
+    for use in (losses.rate, losses.log_rate, losses.initial_eta):
+        with pytest.raises(ValueError, match=f"link '{link}' is unknown: .*softplus, exp"):
+            use(one, link)
+    with pytest.raises(ValueError, match="link .* is unknown"):
+        Objective("mse", link, 3)
+    with pytest.raises(ValueError, match=f"loss '{link}' is unknown: .*mse-log1p, poisson, nb"):
+        Objective(link, "exp", 3)

@@ -30,13 +30,13 @@ from spaceranger import turned_grid, write_outs
 
 from sparsity_trap import settings as config
 from sparsity_trap.analysis import association as stats
-from sparsity_trap.data.sections import Section, check_section, read_cohort
-from sparsity_trap.settings import Patches, Run, UserError, load_preset
-from sparsity_trap.decoders import build_decoder
 from sparsity_trap.data.genes import load_panel
 from sparsity_trap.data.patches import write_store
+from sparsity_trap.data.sections import Section, check_section, read_cohort
+from sparsity_trap.decoders import build_decoder
 from sparsity_trap.predict import load_model
 from sparsity_trap.provenance import record
+from sparsity_trap.settings import Patches, Run, UserError, load_preset
 from sparsity_trap.training import Model
 
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -337,7 +337,7 @@ def run_folder(tmp_path_factory) -> Path:
         name: arm.model_copy(update={"decoder": "linear"}) for name, arm in preset.arms.items()
     }
     preset = preset.model_copy(update={"arms": linear})
-    decoder = build_decoder("linear", 4, len(GENES), -3.0, preset.decoder)
+    decoder = build_decoder("linear", 4, len(GENES), bias=-3.0)
     model = Model(decoder, torch.zeros(1, 4, 1, 1), torch.ones(1, 4, 1, 1), "exp")
     save_file(model.state_dict(), folder / "checkpoint.safetensors")
     table = pd.DataFrame({"gene": GENES, "category": "other"})

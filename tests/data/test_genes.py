@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from spaceranger import write_outs
 
 from sparsity_trap import steps
-from sparsity_trap.settings import Genes, Preset, UserError, load_preset
 from sparsity_trap.data.genes import (
     choose_variable_genes,
     load_panel,
@@ -18,6 +17,7 @@ from sparsity_trap.data.genes import (
     panel,
 )
 from sparsity_trap.data.spaceranger import open_slide
+from sparsity_trap.settings import Genes, Preset, UserError, load_preset
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import zarr
 from scipy import ndimage
 from spaceranger import DIHEDRAL, paint, turned_grid, write_outs
 
-from sparsity_trap.settings import ROOT, Patches, UserError
 from sparsity_trap.data.patches import PatchStore, assemble, write_store
 from sparsity_trap.data.spaceranger import open_slide
+from sparsity_trap.settings import ROOT, Patches, UserError
 
 GENES = ["ACTB", "KRT8", "JCHAIN"]
 SHAPE = (150, 270)  # two whole patches and a rest in both directions

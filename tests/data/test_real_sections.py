@@ -34,12 +34,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from spaceranger import paint, turned_grid, write_feature_slice, write_outs
 
-from sparsity_trap import settings as config, steps
-from sparsity_trap.data.sections import open_preset
-from sparsity_trap.settings import Encoder, UserError
-from sparsity_trap.files import building
+from sparsity_trap import settings as config
+from sparsity_trap import steps
 from sparsity_trap.data.genes import PANEL
 from sparsity_trap.data.patches import PatchStore
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.files import building
+from sparsity_trap.settings import Encoder, UserError
 
 SHAPE = 260, 134  # bins of the array: two patches, and a rest
 SQUARE = Path("binned_outputs/square_002um")

@@ -16,8 +16,8 @@ from spaceranger import write_outs
 
 from sparsity_trap.data import sections as cohorts
 from sparsity_trap.data.sections import check_cohort, content_hash, load_cohort, read_cohort
-from sparsity_trap.settings import ROOT, UserError
 from sparsity_trap.data.spaceranger import open_slide
+from sparsity_trap.settings import ROOT, UserError
 
 GENES = ("EPCAM", "VIM", "ACTB")
 

@@ -16,7 +16,6 @@ from PIL import Image
 from spaceranger import DIHEDRAL, turned_grid, write_feature_slice, write_outs
 
 from sparsity_trap.data import spaceranger as visium_hd
-from sparsity_trap.settings import UserError
 from sparsity_trap.data.inflate import read_all, reader
 from sparsity_trap.data.spaceranger import (
     Orientation,
@@ -27,6 +26,7 @@ from sparsity_trap.data.spaceranger import (
     orientation_of,
     read_region,
 )
+from sparsity_trap.settings import UserError
 
 GENES = ["ACTB", "KRT8", "JCHAIN", "VIM", "MT-ND3"]
 MATRIX = "binned_outputs/square_002um/filtered_feature_bc_matrix.h5"

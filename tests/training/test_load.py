@@ -28,7 +28,7 @@ from sparsity_trap import steps
 from sparsity_trap.analysis import claims, comparisons, mechanism
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.decoders import build_decoder
-from sparsity_trap.settings import Decoder, Run, load_preset
+from sparsity_trap.settings import Run, load_preset
 
 asked = pytest.mark.skipif(
     "SPARSITY_TRAP_LOAD" not in os.environ, reason="takes minutes: set SPARSITY_TRAP_LOAD=1"
@@ -136,9 +136,9 @@ def test_sixty_runs_become_tables_numbers_and_claims(preset):
 @pytest.mark.parametrize("decoder", ["hist2st", "img2st", "linear"])
 def test_gradient_share_of_each_gene_equals_autograd_through_the_head(decoder):
     torch.manual_seed(0)
-    settings = Decoder(hidden=8, heads=2, attention_layers=1)
+    sizes = {"hidden": 8, "heads": 2, "layers": 1}
     model = torch.nn.Module()
-    model.decoder = build_decoder(decoder, 5, 3, -1.0, settings)
+    model.decoder = build_decoder(decoder, 5, 3, bias=-1.0, **sizes)
     model.forward = lambda tokens: model.decoder(tokens)
     tokens, counts = torch.randn(2, 5, 16, 16), torch.poisson(torch.full((2, 3, 128, 128), 0.3))
     mask = torch.rand(2, 128, 128) > 0.4

@@ -47,7 +47,8 @@ def write_run(preset: Preset, images: np.ndarray, genes=PANEL, coarse: bool = Fa
     torch.manual_seed(0)
     arm = preset.arm("E")
     tokens = load_encoder("filterbank")(torch.from_numpy(images))
-    decoder = build_decoder(arm.decoder, tokens.shape[1], len(genes), arm.bias, preset.decoder)
+    sizes = preset.decoder.model_dump()
+    decoder = build_decoder(arm.decoder, tokens.shape[1], len(genes), bias=arm.bias, **sizes)
     model = Model(
         decoder, tokens.mean((0, 2, 3), keepdim=True), tokens.std((0, 2, 3), keepdim=True), arm.link
     )

@@ -97,7 +97,7 @@ patients: [P1, P5]
 main_patient: P5
 simulation: {side_um: 300, seed: 3}
 encoder: {name: filterbank, dihedral: false, jitter_views: 0}
-decoder: {hidden: 16, heads: 2, attention_layers: 1, neighbours: 4}
+decoder: {hidden: 16, heads: 2, layers: 1, neighbours: 4}
 training: {epochs: 1, batch_size: 1, accumulate: 1, warmup_epochs: 0}
 runs: [{arms: [D, E], test_patients: [P5]}]
 """
