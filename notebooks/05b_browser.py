@@ -21,7 +21,7 @@ from sparsity_trap import runs as results
 from sparsity_trap import steps
 from sparsity_trap.analysis import association as stats
 from sparsity_trap.data.sections import open_preset
-from sparsity_trap.show import browser as viewers
+from sparsity_trap.show import browser
 
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)
@@ -33,7 +33,7 @@ store = steps.store(settings, settings.main_patient)
 # *Swipe* lays one panel over another.
 
 # %% tags=["remove-input"]
-shown = viewers.browsable(genes)
+shown = browser.browsable(genes)
 Markdown(
     f"Of {len(genes)} genes the browser holds the {len(shown)} whose scores differ most between the "
     "arms; tables and figures hold all."
@@ -43,7 +43,7 @@ Markdown(
 
 # %% tags=["remove-input"]
 HTML(
-    viewers.gene_browser(
+    browser.gene_browser(
         store,
         {"MSE": mse.predictions, "Poisson": poisson.predictions},
         shown,

@@ -17,7 +17,7 @@ from sparsity_trap import steps
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.files import building
 from sparsity_trap.settings import ROOT, UserError
-from sparsity_trap.show import browser as viewers
+from sparsity_trap.show import explorer
 from sparsity_trap.training import open_tokens
 
 
@@ -58,7 +58,7 @@ def main() -> None:
             "scale.md": book_tables.scale(),
             "packages.md": book_tables.packages(),
             "times.md": book_tables.times(preset, notebooks),
-            "loss_explorer.html": viewers.loss_explorer(),
+            "loss_explorer.html": explorer.loss_explorer(),
         }
         for name, text in tables.items():
             (folder / name).write_text(text)

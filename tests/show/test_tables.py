@@ -33,3 +33,22 @@ def test_levels_of_headings_and_rows_stay():
     columns = pd.MultiIndex.from_product([["pcc_8um_mse"], ["published", "this run"]])
     shown = tables.show(pd.DataFrame([[0.1, None]], ["MUC12"], columns), index=True).data
     assert all(text in shown for text in ("PCC 8 µm, MSE", "this run", "MUC12", "0.100", "–"))
+
+
+def test_table_sorts_by_the_heading_that_is_pressed(driven, tmp_path):
+    table = pd.DataFrame({"gene": ["B", "C", "A"], "gain": [-0.5, np.nan, 0.25]})
+    page = tmp_path / "table.html"
+    shown = tables.show(table, 2, missing="undefined", sortable=True).data
+    page.write_text(f'<!doctype html><meta charset="utf8"><title>t</title>{shown}')
+    driven.open(page.as_uri())
+    order = "[...document.querySelectorAll('tbody tr')].map((r) => r.cells[0].textContent).join('')"
+
+    def press(column: int) -> str:
+        driven.value(f"document.querySelectorAll('th button')[{column}].click()")
+        return driven.value(order)
+
+    assert driven.value(order) == "BCA"
+    assert press(1) == "ABC"  # largest first, undefined last
+    assert press(1) == "BAC"
+    assert driven.value("document.querySelectorAll('th')[1].ariaSort") == "ascending"
+    assert press(0) == "CBA"

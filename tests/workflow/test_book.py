@@ -148,7 +148,7 @@ def test_end_of_build_puts_viewers_beside_the_pages_and_drops_unused_icons(tmp_p
     )  # fmt: skip
     source.mkdir(parents=True)
     (source / "PIGR-mse.png").write_bytes(b"1")
-    stale = built / "book" / "executed" / "viewer" / "ACTB-mse.png"
+    stale = built / "book" / "executed" / "viewer" / "ACTB-mse.webp"
     stale.parent.mkdir(parents=True)
     stale.touch()
     page = built / "page.html"

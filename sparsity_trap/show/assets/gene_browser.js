@@ -20,7 +20,7 @@
     function address(gene, panel) {
       return panel.file
         ? data.folder + "/" + panel.file
-        : data.folder + "/" + gene.file + "-" + panel.key + ".png";
+        : data.folder + "/" + gene.file + "-" + panel.key + ".webp";
     }
 
     function panelOf(key) {

@@ -1,0 +1,136 @@
+"""Plots that answer to a reader, in a real browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sparsity_trap.analysis.factorial import dial_curve
+from sparsity_trap.show import interactive
+
+GENES = ["PIGR", "COL1A1", "A<B/&"]
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    values = {"gene": GENES, "category": ["secretory", "stromal", "other"]}
+    return pd.DataFrame(values | {"sparsity": [0.927, 0.974, 0.5]})
+
+
+@pytest.fixture
+def plot_page(tmp_path, table, monkeypatch) -> Path:
+    """The scatter as the book shows it, beside the script that the book's extension makes."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "book" / "_ext")
+    monkeypatch.setenv("SPARSITY_TRAP_BOOK", "1")
+    from sparsity_trap_book import plotly_script
+
+    folder = tmp_path / "book" / "executed"
+    folder.mkdir(parents=True)
+    (tmp_path / "_assets").mkdir()
+    (tmp_path / "_assets" / "plotly.js").write_text(plotly_script(), encoding="utf8")
+    genes = table.assign(delta_pcc_8um=[0.4, 0.85, 0.1])
+    sparsity, gain = ({name: genes[name]} for name in ("sparsity", "delta_pcc_8um"))
+    plot, _ = interactive.gene_scatter(genes, sparsity, gain, "simulated")
+    shown = interactive.show(plot, "sparsity", gene_page="genes.html").data
+    head = '<!doctype html><meta charset="utf8"><title>t</title>'
+    (folder / "page.html").write_text(head + shown)
+    (folder / "genes.html").write_text(head)
+    (folder / "old.html").write_text(
+        f"{head}<script>delete window.DecompressionStream</script>{shown}"
+    )
+    return folder / "page.html"
+
+
+def test_plot_is_drawn_and_a_click_opens_the_gene(driven, plot_page):
+    driven.open(plot_page.as_uri())
+    driven.wait("document.querySelectorAll('.points path').length === 3")
+    assert "SIMULATED DATA" in driven.value("document.querySelector('.infolayer').textContent")
+    assert not driven.value("document.querySelector('[data-title*=Share]') !== null")
+    x, y = driven.middle(".points path")
+    driven.mouse("mouseMoved", (x - 2, y))
+    driven.mouse("mouseMoved", (x, y))
+    driven.wait("document.querySelector('.hoverlayer').textContent.includes('PIGR')")
+    driven.mouse("mousePressed", (x, y), button="left", clickCount=1)
+    driven.mouse("mouseReleased", (x, y), button="left", clickCount=1)
+    driven.wait("location.href.endsWith('genes.html#gene=PIGR')")
+
+
+def test_choice_of_an_arm_moves_the_points_and_names_the_axis(driven, tmp_path, table):
+    arms = {
+        name: pd.Series(values)
+        for name, values in {
+            "D": [0.1, 0.2, 0.3],
+            "E": [0.4, np.nan, 0.6],
+            "A": [0.7, 0.8, 0.9],
+        }.items()
+    }
+    up = {name: arms[name] for name in "EDA"}
+    plot, choices = interactive.gene_scatter(table, arms, up, "simulated", diagonal=True)
+    shown = interactive.show(plot, "arms", choices=choices).data
+    (tmp_path / "page.html").write_text(
+        f'<!doctype html><meta charset="utf8"><title>t</title>{shown}'
+    )
+    driven.open((tmp_path / "page.html").as_uri())
+    driven.wait("document.querySelectorAll('.points path').length === 2")  # one is undefined
+    lists = "[...document.querySelectorAll('.plot-choices label')]"
+    heading = f"{lists}.map((l) => l.firstChild.textContent + l.lastChild.value).join()"
+    assert driven.value(heading) == "HorizontalD,VerticalE"
+    driven.value(
+        f"{lists}[1].lastChild.value = 'A'; {lists}[1].lastChild.dispatchEvent(new Event('change'))"
+    )
+    driven.wait("document.querySelectorAll('.points path').length === 3")
+    drawn = driven.value("document.getElementById('plot-arms').data.map((t) => t.y[0]).join()")
+    by_category = arms["A"].set_axis(table["category"])
+    assert drawn == ",".join(str(by_category[t.name]) for t in plot.data)
+    title = "document.getElementById('plot-arms').layout.{}axis.title.text"
+    assert [driven.value(title.format(axis)) for axis in "xy"] == ["D", "A"]
+
+
+@pytest.mark.parametrize("kind", ["arms", "effects", "dials"])
+def test_first_choices_are_what_the_plot_shows(table, kind):
+    draw = np.random.default_rng(0)
+    if kind == "arms":
+        arms = {name: pd.Series(draw.random(3)) for name in "ABC"}
+        plot, choices = interactive.gene_scatter(table, arms, arms, "simulated")
+    elif kind == "effects":
+        low, effect, high = np.sort(draw.random((3, 2)), axis=0)
+        terms = pd.DataFrame({"term": ["a", "a:b"], "order": [1, 2], "p_value": 0.5})
+        terms = terms.assign(ci_low=low, effect=effect, ci_high=high)
+        other = terms.assign(effect=terms["effect"] / 2)
+        plot, choices = interactive.effects_browser({"PCC": terms, "SSIM": other}, "simulated")
+        assert plot.data[0].error_x.array == pytest.approx((high - effect)[::-1], abs=1e-6)
+    else:
+        rows = [
+            (keep, loss, gene, draw.random(), 0.1 * keep)
+            for keep in (1, 0.5) for loss in ("mse", "poisson") for gene in GENES
+        ]  # fmt: skip
+        columns = ["keep", "loss", "gene", "score", "mean_count"]
+        curve = dial_curve(pd.DataFrame(rows, columns=columns), n_boot=10)
+        categories = table.set_index("gene")["category"]
+        plot, choices = interactive.dial_browser({"thinned": curve}, categories, "simulated")
+        (line,) = (trace for trace in plot.data if trace.name == categories[GENES[1]])
+        gains = curve.gains[curve.gains["gene"] == GENES[1]].sort_values("keep")
+        assert line.y[:2] == pytest.approx(gains["delta"], abs=1e-6) and line.y[2] is None
+        assert line.x[:2] == pytest.approx([0.05, 0.1])
+    assert "SIMULATED DATA" in plot.layout.title.text
+    for entries in choices.values():
+        traces, layout = next(iter(entries.values()))
+        now = plot.to_dict()
+        for key, values in traces.items():
+            for trace, value in zip(now["data"], values, strict=True):
+                for part in key.split("."):
+                    trace = trace[part]
+                np.testing.assert_array_equal(
+                    np.array(trace, object), np.array(value, object), strict=False
+                )
+        for key, value in layout.items():
+            axis, _, _ = key.split(".")
+            assert now["layout"][axis]["title"]["text"] == value
+
+
+def test_plot_says_so_where_the_browser_is_too_old(driven, plot_page):
+    driven.open(plot_page.with_name("old.html").as_uri())
+    driven.wait("document.querySelector('.interactive-plot').textContent.includes('2023')")

@@ -1,0 +1,60 @@
+"""Exhibits: how they are stored, and what they leave alone."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsity_trap.show import style
+
+IMPORT = """
+import matplotlib
+before = dict(matplotlib.rcParams)
+from sparsity_trap.show import interactive, maps, style, tables
+style.subplots(figsize=(2, 2))[1].legend()
+assert dict(matplotlib.rcParams) == before
+"""
+
+
+def test_style_stays_with_the_exhibits():
+    subprocess.run([sys.executable, "-c", IMPORT], check=True)
+
+
+def test_what_is_made_later_has_the_style():
+    figure, axis = style.subplots(figsize=(2, 2))
+    axis.plot([0, 1], label="a")
+    axis.set_xticks([0, 1], ["a", "b"])
+    texts = [axis.text(0, 0, "a"), axis.annotate("a", (0, 0)), *axis.get_xticklabels()]
+    assert {text.get_fontsize() for text in texts} == {8.5}
+    assert axis.set_title("a").get_fontsize() == 9
+    assert not axis.legend().get_frame_on()
+    assert matplotlib.rcParams["legend.frameon"]
+    assert figure.colorbar(axis.scatter([0], [0], c=[0])).ax.yaxis.label.get_fontsize() == 8.5
+
+
+@pytest.mark.parametrize("tissue", [True, False])
+def test_figures_of_tissue_are_jpegs_and_others_pngs_with_a_white_ground(tissue):
+    figure = style.Exhibit(figsize=(3, 2))
+    axis = figure.subplots()
+    axis.imshow(np.linspace(0, 1, 900).reshape(30, 30), cmap="cividis")
+    for x, colour in enumerate(style.CATEGORY_COLOURS.values()):
+        axis.plot(x, x, "o", ms=3, color=colour)
+    figure.tissue = tissue
+    png, jpeg = figure._repr_png_(), figure._repr_jpeg_()
+    assert (png is None, jpeg is None) == (tissue, not tissue)
+    with Image.open(io.BytesIO(png or jpeg)) as image:
+        assert image.format == ("JPEG" if tissue else "PNG")
+        assert image.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+        # Of the size and the colours that matplotlib draws.
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+        with Image.open(drawn) as whole:
+            assert image.size == whole.size
+            far = np.abs(np.subtract(image.convert("RGB"), whole.convert("RGB"), dtype=float))
+        assert far.mean() < 2 and (far.max() < 10 or tissue)
