@@ -7,7 +7,6 @@ pages offer for download.
 
 from __future__ import annotations
 
-import base64
 import difflib
 import html
 import importlib.util
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import imagecodecs
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx import addnodes
@@ -264,18 +262,13 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
 
 
 def plotly_script() -> str:
-    """Script that unpacks plotly.js in the browser and draws the plots of a page.
-
-    It has 1.8 MB instead of 4.8 MB, on any host and from a file.
-    """
-    library = (_package("plotly") / "package_data" / "plotly.min.js").read_bytes()
-    small = imagecodecs.gzip_encode(library, level=12)  # libdeflate packs tighter than gzip
-    # The length too: the code works on whole groups of four bytes, and browsers refuse a rest.
-    packed = f"{len(small)}:{base64.b85encode(small, pad=True).decode()}"
-    assets = _package("sparsity_trap.show") / "assets"
-    loader = (assets / "plotly_loader.js").read_text(encoding="utf8")
-    draw = (assets / "plots.js").read_text(encoding="utf8")
-    return draw + loader.replace("@PACKED@", packed)
+    """plotly.js as its package has it, and the script that draws the plots of a page."""
+    library = _package("plotly") / "package_data" / "plotly.min.js"
+    draw = _package("sparsity_trap.show") / "assets" / "plots.js"
+    # Else plotly.js looks for MathJax on another host.
+    local = 'window.PlotlyConfig = { MathJaxConfig: "local" };'
+    parts = local, *(path.read_text(encoding="utf8") for path in (library, draw))
+    return "\n".join((*parts, "drawSparsityPlots();"))
 
 
 def _package(name: str) -> Path:

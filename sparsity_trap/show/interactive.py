@@ -2,6 +2,9 @@
 
 Drawn by plotly in the page itself. Each repeats a static figure of its page, which stands in for it
 where scripts are off.
+
+Choices are lists above the plot, not plotly's own menus (``updatemenus``): those are drawn as SVG,
+without a role or a name, and no key reaches them.
 """
 
 from __future__ import annotations
@@ -9,21 +12,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from sparsity_trap.analysis.factorial import DialCurve
-from sparsity_trap.show.style import CATEGORY_COLOURS, MARKS, term_name
+from sparsity_trap.show.page import render
+from sparsity_trap.show.style import CATEGORY_COLOURS, MARKS, POISSON_COLOUR, term_name
 
 if TYPE_CHECKING:
     from IPython.display import HTML
     from plotly.graph_objects import Figure
 
-#: Choices below a heading: name -> what it sets in the traces, and in the layout.
-Choices = Mapping[str, Mapping[str, tuple[dict[str, Any], dict[str, Any]]]]
+    from sparsity_trap.analysis.factorial import DialCurve
+
+#: Choices below a heading: name -> what it sets, by path, in each trace, and in the layout.
+Choices = Mapping[str, Mapping[str, tuple[dict[str, list], dict[str, Any]]]]
+
+_GREY_LINE = {"color": "#888888", "width": 1}
 
 
 def gene_scatter(
@@ -53,51 +59,34 @@ def gene_scatter(
         For `show`.
     """
     axes = {"x": across, "y": up}
-    first = {axis: next(iter(values)) for axis, values in axes.items()}
-    present = [c for c in CATEGORY_COLOURS if (genes["category"] == c).any()]
-
-    def parts(values: pd.Series) -> list[list]:
-        return [_plain(values[(genes["category"] == c).to_numpy()]) for c in present]
-
-    figure = _figure(source, first["x"], first["y"])
-    for category, x, y in zip(
-        present, parts(across[first["x"]]), parts(up[first["y"]]), strict=True
-    ):
-        figure.add_scatter(
-            x=x,
-            y=y,
-            mode="markers",
-            name=category,
-            marker={
-                "color": CATEGORY_COLOURS[category],
-                "size": 9,
-                "line": {"color": "white", "width": 0.7},
-            },
-            customdata=genes.loc[genes["category"] == category, ["gene"]].to_numpy().tolist(),
-            hovertemplate="<b>%{customdata[0]}</b><br>%{xaxis.title.text}: %{x:.4g}<br>"
-            "%{yaxis.title.text}: %{y:.4g}<extra></extra>",
-        )
-    line = {"color": "#888888", "width": 1}
+    figure = _figure(source)
+    members = _by_category(figure, genes["category"], mode="markers", marker_size=9)
+    figure.update_traces(
+        marker_line={"color": "white", "width": 0.7},
+        hovertemplate="<b>%{customdata[0]}</b><br>%{xaxis.title.text}: %{x:.4g}<br>"
+        "%{yaxis.title.text}: %{y:.4g}<extra></extra>",
+    )
+    for trace, own in zip(figure.data, members, strict=True):
+        trace.customdata = genes.loc[own, ["gene"]].to_numpy().tolist()
     if diagonal:
         # Where both axes have values, so that the line widens neither.
         every = [np.concatenate(list(values.values())) for values in axes.values()]
         low, high = max(map(np.nanmin, every)), min(map(np.nanmax, every))
-        figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=line)
+        figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=_GREY_LINE)
     else:
-        figure.add_hline(y=0, line=line)
-    headings = {"x": "Horizontal", "y": "Vertical"}
-    return figure, {
-        headings[axis]: {
-            title: ({axis: parts(value)}, {f"{axis}axis.title.text": title})
-            for title, value in values.items()
+        figure.add_hline(y=0, line=_GREY_LINE)
+    choices = {
+        heading: {
+            title: ({axis: [_plain(v[own]) for own in members]}, {f"{axis}axis.title.text": title})
+            for title, v in axes[axis].items()
         }
-        for axis, values in axes.items()
-        if len(values) > 1
+        for heading, axis in (("Horizontal", "x"), ("Vertical", "y"))
     }
+    return figure, _offered(figure, choices)
 
 
 def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[Figure, Choices]:
-    """Effects of the factorial, as `control_figures.effects_forest` draws them, for several scores.
+    """Main effects and two-way interactions of the factorial, for several scores.
 
     Parameters
     ----------
@@ -113,48 +102,34 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
         For `show`.
     """
     shown = {name: table[table["order"] <= 2].iloc[::-1] for name, table in effects.items()}
-
-    def points(table: pd.DataFrame) -> dict[str, Any]:
-        return {
-            "x": _plain(table["effect"]),
-            "error_x.array": _plain(table["ci_high"] - table["effect"]),
-            "error_x.arrayminus": _plain(table["effect"] - table["ci_low"]),
-            "customdata": table[["ci_low", "ci_high", "p_value"]].to_numpy().tolist(),
-        }
-
-    name, table = next(iter(shown.items()))
-    figure = _figure(source, f"effect on {name}", "")
-    first = points(table)
+    table = next(iter(shown.values()))
+    figure = _figure(source, height=130 + 24 * len(table))
     figure.add_scatter(
-        x=first["x"],
         y=[term_name(term) for term in table["term"]],
         mode="markers",
         showlegend=False,
-        marker={"color": np.where(table["order"] == 1, "#1F6F8B", "#8A8A8A").tolist(), "size": 9},
-        error_x={
-            "type": "data",
-            "array": first["error_x.array"],
-            "arrayminus": first["error_x.arrayminus"],
-            "color": "#8A8A8A",
-            "width": 0,
-        },
-        customdata=first["customdata"],
+        marker={"color": np.where(table["order"] == 1, POISSON_COLOUR, "#8A8A8A"), "size": 9},
+        error_x={"type": "data", "color": "#8A8A8A", "width": 0},
         hovertemplate="<b>%{y}</b><br>%{x:+.4f} (%{customdata[0]:+.4f} to %{customdata[1]:+.4f})<br>"
         "p = %{customdata[2]:.2g}<extra></extra>",
     )
-    figure.add_vline(x=0, line={"color": "#888888", "width": 1})
+    figure.add_vline(x=0, line=_GREY_LINE)
     figure.update_xaxes(nticks=5)
     figure.update_yaxes(automargin=True)
-    figure.update_layout(height=130 + 24 * len(table))
-    return figure, {
-        "Score": {
-            name: (
-                {key: [value] for key, value in points(table).items()},
-                {"xaxis.title.text": f"effect on {name}"},
-            )
-            for name, table in shown.items()
+
+    def points(table: pd.DataFrame) -> dict[str, list]:
+        return {
+            "x": [_plain(table["effect"])],
+            "error_x.array": [_plain(table["ci_high"] - table["effect"])],
+            "error_x.arrayminus": [_plain(table["effect"] - table["ci_low"])],
+            "customdata": [table[["ci_low", "ci_high", "p_value"]].to_numpy().tolist()],
         }
+
+    scores = {
+        name: (points(table), {"xaxis.title.text": f"effect on {name}"})
+        for name, table in shown.items()
     }
+    return figure, _offered(figure, {"Score": scores})
 
 
 def dial_browser(
@@ -176,50 +151,33 @@ def dial_browser(
     figure, choices
         For `show`.
     """
-
-    def lines(dial: DialCurve, category: str) -> dict[str, list]:
-        """Points of all genes of a category, a gap after each gene."""
-        x, y, custom = [], [], []
-        own = dial.gains[dial.gains["gene"].map(categories) == category]
-        for gene, part in own.groupby("gene", sort=False):
-            x += [*_plain(part["mean_count"]), None]
-            y += [*_plain(part["delta"]), None]
-            custom += [[gene, value] for value in part[dial.curve.columns[0]]] + [[gene, None]]
-        return {"x": x, "y": y, "customdata": custom}
-
-    first = next(iter(dials.values()))
-    figure = _figure(
-        source, "mean count of the gene per bin that the loss sees", "gain in PCC, Poisson − MSE"
+    figure = _figure(source)
+    figure.update_xaxes(type="log", title="mean count of the gene per bin that the loss sees")
+    figure.update_yaxes(title="gain in PCC, Poisson − MSE")
+    members = _by_category(figure, categories, mode="lines+markers", marker_size=6)
+    figure.update_traces(
+        line_width=1,
+        opacity=0.7,
+        hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]:g}<br>mean count %{x:.3g}<br>"
+        "gain %{y:+.3f}<extra></extra>",
     )
-    figure.update_xaxes(type="log")
-    present = [c for c in CATEGORY_COLOURS if (categories == c).any()]
-    for category in present:
-        own = lines(first, category)
-        figure.add_scatter(
-            x=own["x"],
-            y=own["y"],
-            customdata=own["customdata"],
-            mode="lines+markers",
-            name=category,
-            line={"color": CATEGORY_COLOURS[category], "width": 1},
-            marker={"size": 6},
-            opacity=0.7,
-            hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]:g}<br>mean count %{x:.3g}<br>"
-            "gain %{y:+.3f}<extra></extra>",
-        )
-    figure.add_hline(y=0, line={"color": "#888888", "width": 1})
-    return figure, {
-        "Dial": {
-            name: (
-                {
-                    key: [lines(dial, category)[key] for category in present]
-                    for key in ("x", "y", "customdata")
-                },
-                {},
-            )
-            for name, dial in dials.items()
-        }
-    }
+    figure.add_hline(y=0, line=_GREY_LINE)
+
+    def lines(dial: DialCurve) -> dict[str, list]:
+        """Points of all genes of each category, a gap after each gene."""
+        found: dict[str, list] = {"x": [], "y": [], "customdata": []}
+        for own in members:
+            x, y, custom = [], [], []
+            gains = dial.gains[dial.gains["gene"].isin(categories.index[own])]
+            for gene, part in gains.groupby("gene", sort=False):
+                x += [*_plain(part["mean_count"]), None]
+                y += [*_plain(part["delta"]), None]
+                custom += [[gene, value] for value in part[dial.curve.columns[0]]] + [[gene, None]]
+            for key, values in zip(found, (x, y, custom), strict=True):
+                found[key].append(values)
+        return found
+
+    return figure, _offered(figure, {"Dial": {n: (lines(d), {}) for n, d in dials.items()}})
 
 
 def show(figure: Figure, name: str, gene_page: str = "", choices: Choices | None = None) -> HTML:
@@ -253,42 +211,24 @@ def show(figure: Figure, name: str, gene_page: str = "", choices: Choices | None
         "gene_page": gene_page,
         "choices": {heading: list(entries.items()) for heading, entries in (choices or {}).items()},
     }
-    if "SPARSITY_TRAP_BOOK" in os.environ:
-        # The book's extension makes this file; it draws what is queued.
-        library = '<script defer src="../../_assets/plotly.js"></script>'
-    else:
-        draw = asset("plots.js")
-        library = f"<script>{get_plotlyjs()}</script><script>{draw}drawSparsityPlots();</script>"
-    content = json.dumps(plot).replace("</", "<\\/")
-    height = figure.layout.height or 450
-    return HTML(
-        f"<style>{asset('plots.css')}</style>"
-        f'<div id="plot-{name}" class="interactive-plot" style="min-height: {height}px">'
-        "<noscript>This plot needs scripts; a picture on this page shows the same data.</noscript>"
-        f"</div><script>(window.sparsityPlots = window.sparsityPlots || []).push({content});"
-        f"</script>{library}"
-    )
-
-
-def asset(name: str) -> str:
-    """Text of a script or style sheet of the module."""
-    return files("sparsity_trap.show").joinpath("assets", name).read_text(encoding="utf8")
+    # In the book, one file of all pages that the book's extension makes; it draws what is queued.
+    library = "" if "SPARSITY_TRAP_BOOK" in os.environ else get_plotlyjs()
+    height = figure.layout.height
+    return HTML(render("plot.html", plot=plot, height=height, library=library))
 
 
 # --- details --------------------------------------------------------------------------------------
 
 
-def _figure(source: str, across: str, up: str) -> Figure:
-    """An empty plot with its axes named, and marked where its data are not measured."""
+def _figure(source: str, height: int = 430) -> Figure:
+    """An empty plot, marked where its data are not measured."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     figure.update_layout(
         template="plotly_white",
-        height=430,
+        height=height,
         margin={"l": 60, "r": 30, "t": 30, "b": 60},
-        xaxis_title=across,
-        yaxis_title=up,
         legend={"orientation": "h", "y": -0.2},
     )
     if source in MARKS:
@@ -296,6 +236,26 @@ def _figure(source: str, across: str, up: str) -> Figure:
         font = {"size": 10, "color": "#D64545"}  # on a light ground and on a dark one
         figure.update_layout(title={"text": MARKS[source], "font": font, "x": 0, "y": 0.99})
     return figure
+
+
+def _by_category(figure: Figure, categories: pd.Series, **style: Any) -> list[np.ndarray]:
+    """Add a trace per category that occurs; return which genes are in each, bool [G]."""
+    present = [c for c in CATEGORY_COLOURS if (categories == c).any()]
+    for category in present:
+        figure.add_scatter(name=category, marker_color=CATEGORY_COLOURS[category], **style)
+    return [(categories == category).to_numpy() for category in present]
+
+
+def _offered(figure: Figure, choices: Choices) -> Choices:
+    """Show the first of each choice, and return those that have a second."""
+    for entries in choices.values():
+        traces, layout = next(iter(entries.values()))
+        for path, values in traces.items():
+            for trace, value in zip(figure.data, values, strict=True):
+                trace[path] = value
+        for path, value in layout.items():
+            figure.layout[path] = value
+    return {heading: entries for heading, entries in choices.items() if len(entries) > 1}
 
 
 def _plain(values: pd.Series) -> list[float | None]:

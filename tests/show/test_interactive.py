@@ -38,9 +38,6 @@ def plot_page(tmp_path, table, monkeypatch) -> Path:
     head = '<!doctype html><meta charset="utf8"><title>t</title>'
     (folder / "page.html").write_text(head + shown)
     (folder / "genes.html").write_text(head)
-    (folder / "old.html").write_text(
-        f"{head}<script>delete window.DecompressionStream</script>{shown}"
-    )
     return folder / "page.html"
 
 
@@ -90,7 +87,7 @@ def test_choice_of_an_arm_moves_the_points_and_names_the_axis(driven, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["arms", "effects", "dials"])
-def test_first_choices_are_what_the_plot_shows(table, kind):
+def test_plot_shows_what_it_is_given(table, kind):
     draw = np.random.default_rng(0)
     if kind == "arms":
         arms = {name: pd.Series(draw.random(3)) for name in "ABC"}
@@ -111,26 +108,10 @@ def test_first_choices_are_what_the_plot_shows(table, kind):
         curve = dial_curve(pd.DataFrame(rows, columns=columns), n_boot=10)
         categories = table.set_index("gene")["category"]
         plot, choices = interactive.dial_browser({"thinned": curve}, categories, "simulated")
+        assert not choices
         (line,) = (trace for trace in plot.data if trace.name == categories[GENES[1]])
         gains = curve.gains[curve.gains["gene"] == GENES[1]].sort_values("keep")
         assert line.y[:2] == pytest.approx(gains["delta"], abs=1e-6) and line.y[2] is None
         assert line.x[:2] == pytest.approx([0.05, 0.1])
     assert "SIMULATED DATA" in plot.layout.title.text
-    for entries in choices.values():
-        traces, layout = next(iter(entries.values()))
-        now = plot.to_dict()
-        for key, values in traces.items():
-            for trace, value in zip(now["data"], values, strict=True):
-                for part in key.split("."):
-                    trace = trace[part]
-                np.testing.assert_array_equal(
-                    np.array(trace, object), np.array(value, object), strict=False
-                )
-        for key, value in layout.items():
-            axis, _, _ = key.split(".")
-            assert now["layout"][axis]["title"]["text"] == value
-
-
-def test_plot_says_so_where_the_browser_is_too_old(driven, plot_page):
-    driven.open(plot_page.with_name("old.html").as_uri())
-    driven.wait("document.querySelector('.interactive-plot').textContent.includes('2023')")
+    assert all(len(entries) > 1 for entries in choices.values())
