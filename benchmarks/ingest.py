@@ -82,7 +82,7 @@ def main() -> None:
 
 def measure(sizes: list[float], repeats: int, folder: Path) -> dict[str, object]:
     """Measure all readers on sections of some million bins each."""
-    from sparsity_trap.provenance import commit, hardware
+    from sparsity_trap.files import commit, hardware
 
     memory_gib = _available_gib()
     sections = []

@@ -70,7 +70,7 @@ def measure(patches: int, folder: Path, rounds: int) -> dict[str, object]:
     """Measure all scorers on the same arrays."""
     import torch
 
-    from sparsity_trap.provenance import commit, hardware
+    from sparsity_trap.files import commit, hardware
 
     arrays = folder / f"{patches}.zarr"
     if not arrays.is_dir():

@@ -48,8 +48,7 @@ from sparsity_trap.encoders import (
     load_encoder,
     views,
 )
-from sparsity_trap.files import building
-from sparsity_trap.provenance import commit, hardware
+from sparsity_trap.files import building, commit, hardware
 from sparsity_trap.settings import POISSON_ARM, Preset, load_preset
 
 GPU = torch.cuda.is_available()

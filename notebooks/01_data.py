@@ -15,7 +15,7 @@ patient = "P5"
 # %% tags=["remove-cell"]
 from IPython.display import Markdown
 
-from sparsity_trap import steps
+from sparsity_trap import runs
 from sparsity_trap.data import alignment as registration
 from sparsity_trap.data.genes import in_panel
 from sparsity_trap.data.sections import open_preset
@@ -31,8 +31,8 @@ Markdown(f"# Patient {patient}")
 # 224 × 224 pixels through the map from array to image that is fitted to the positions of its own bins.
 
 # %% tags=["hide-input"]
-store = steps.store(settings, patient)
-tokens = steps.tokens(settings, patient)
+store = runs.store(settings, patient)
+tokens = runs.tokens(settings, patient)
 shift = registration.count_image_shift(store)
 
 # %% tags=["remove-input"]

@@ -16,7 +16,6 @@ cohort = ""
 
 # %% tags=["remove-cell"]
 from sparsity_trap import runs as results
-from sparsity_trap import steps
 from sparsity_trap.analysis import association as stats
 from sparsity_trap.analysis import published
 from sparsity_trap.data.sections import open_preset
@@ -29,7 +28,7 @@ patient = settings.main_patient
 runs = results.load_all(settings)
 mse, poisson = results.contrast(settings)
 genes = stats.gene_table(mse.genes, poisson.genes)
-store = steps.store(settings, patient)
+store = results.store(settings, patient)
 
 # %% [markdown]
 # Arm E (Poisson) differs from arm D (squared error) by {val}`delta.pcc_8um:+.3f` in mean per-gene PCC at 8 µm on patient {val}`preset.main_patient`, and is higher on

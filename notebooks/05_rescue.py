@@ -18,7 +18,6 @@ cohort = ""
 import pandas as pd
 
 from sparsity_trap import runs as results
-from sparsity_trap import steps
 from sparsity_trap.analysis import association as stats
 from sparsity_trap.analysis import published
 from sparsity_trap.data.genes import in_panel
@@ -28,7 +27,7 @@ from sparsity_trap.show import figures, tables
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)
 genes = stats.gene_table(mse.genes, poisson.genes)
-store = steps.store(settings, settings.main_patient)
+store = results.store(settings, settings.main_patient)
 
 # %% [markdown]
 # The gene that gains most from D to E in this run is {val}`delta.best_gene` ({val}`delta.best_gain:+.3f` in PCC at 8 µm). All genes can be seen on the section in the [browser](05b_browser), with panels that move together and a slider between two of them.

@@ -18,7 +18,6 @@ cohort = ""
 from IPython.display import HTML, Markdown
 
 from sparsity_trap import runs as results
-from sparsity_trap import steps
 from sparsity_trap.analysis import association as stats
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.show import browser
@@ -26,7 +25,7 @@ from sparsity_trap.show import browser
 settings = open_preset(preset, source, cohort)
 mse, poisson = results.contrast(settings)
 genes = stats.gene_table(mse.genes, poisson.genes)
-store = steps.store(settings, settings.main_patient)
+store = results.store(settings, settings.main_patient)
 
 # %% [markdown]
 # The genes of the panel on the section of patient {val}`preset.main_patient`: H&E, counts, and the predictions of arms D (MSE) and E (Poisson) on the counts' colour scale, at 8 µm. Panels pan and zoom together.

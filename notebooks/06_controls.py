@@ -18,7 +18,6 @@ cohort = ""
 import pandas as pd
 
 from sparsity_trap import runs as results
-from sparsity_trap import steps
 from sparsity_trap.analysis import association as stats
 from sparsity_trap.analysis import comparisons, controls
 from sparsity_trap.data.sections import open_preset
@@ -28,7 +27,7 @@ from sparsity_trap.training import training_mean
 settings = open_preset(preset, source, cohort)
 runs = results.load_all(settings)
 mse, poisson = results.contrast(settings)
-store = steps.store(settings, settings.main_patient)
+store = results.store(settings, settings.main_patient)
 train_mean = training_mean(settings, poisson.run)
 
 # %% [markdown]

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from IPython.display import Markdown
 
-from sparsity_trap import steps
+from sparsity_trap import runs
 from sparsity_trap.data.genes import in_panel
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.predict import predict_image, predict_section, write
@@ -39,14 +39,14 @@ settings = open_preset(preset, source, cohort)
 run = Run(arm=arm, test_patient=test_patient, seed=seed)
 
 # %% tags=["hide-input"]
-folder = steps.run(settings, run)
+folder = runs.run(settings, run)
 
 
 def predicted(**options):
     if image:
         return predict_image(folder, ROOT / image, microns_per_pixel, **options)
-    store = steps.store(settings, test_patient)
-    return predict_section(folder, store, steps.section(settings, test_patient).open(), **options)
+    store = runs.store(settings, test_patient)
+    return predict_section(folder, store, runs.section(settings, test_patient).open(), **options)
 
 
 section = predicted()

@@ -34,9 +34,8 @@ from sparsity_trap.data.spaceranger import (
 )
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
-from sparsity_trap.files import building
+from sparsity_trap.files import building, commit
 from sparsity_trap.progress import track
-from sparsity_trap.provenance import commit
 from sparsity_trap.settings import Preset, Run, UserError
 from sparsity_trap.training import Model
 

@@ -1,44 +1,217 @@
-"""Finished runs as tables, and every number that the book's prose quotes."""
+"""Results of a preset: each computed where it is missing or was made from something else.
+
+The workflow calls these functions in order through the notebooks. A notebook opened on its own calls
+the same ones. Each result has a recipe: the settings that it depends on, a digest of the code that
+made it, and the recipes of what it was made from. A result whose recipe is not the present one is
+computed again, so a notebook is right whoever opens it, and whatever was edited before.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import zarr
+from pydantic import BaseModel
 
-from sparsity_trap import scaling, steps
-from sparsity_trap.analysis import association as stats
-from sparsity_trap.analysis import published
-from sparsity_trap.data.patches import PatchStore
-from sparsity_trap.encoders import PATCH_UM_PER_PX
-from sparsity_trap.scores import GeneScores
+from sparsity_trap.data.genes import choose_variable_genes, moments_of_totals
+from sparsity_trap.data.genes import panel as read_panel
+from sparsity_trap.data.patches import PatchStore, write_store
+from sparsity_trap.data.sections import (
+    Cohort,
+    Section,
+    check_distinct,
+    check_section,
+    open_preset,
+    real_section,
+)
+from sparsity_trap.encoders import cache_tokens
+from sparsity_trap.files import building, code_digest
 from sparsity_trap.settings import (
-    LOSS_PAIRS,
     MSE_ARM,
     POISSON_ARM,
+    PUBLISHED_BIAS,
+    ROOT,
     Preset,
     Run,
     UserError,
 )
+from sparsity_trap.training import train
+
+__all__ = [
+    "Quotes", "Result", "contrast", "gains", "load", "load_all", "long_table", "open_preset",
+    "panel", "pick", "run", "run_table", "section", "store", "tokens",
+]  # fmt: skip
+
+#: Folder of the cell-type maps of the source ``tissue-map``, relative to the repository.
+LABELS_VARIABLE = "SPARSITY_TRAP_LABELS"
+LABELS = ROOT / "data" / "crc_8um_labels"
+
+#: Code that each kind of result depends on, beside that of what it is made from.
+_CODE = {
+    "section": ("simulation/*",),
+    "store": ("bins.py", "data/*"),
+    "tokens": ("encoders.*",),
+    "run": ("decoders.py", "losses.py", "metrics.py", "scores.py", "_*.py", "bins.py", "training*"),
+}
 
 #: Per-gene scores averaged into one number per run.
 SCORES = (
-    "pcc_2um",
-    "pcc_8um",
-    "pcc_2um_unmasked",
-    "pcc_8um_unmasked",
-    "ssim_2um",
-    "ssim_8um",
-    "deviance",
-    "mse",
-    "pcc_2um_rate",
-    "pcc_8um_rate",
-)
+    "pcc_2um", "pcc_8um", "pcc_2um_unmasked", "pcc_8um_unmasked", "ssim_2um", "ssim_8um",
+    "deviance", "mse", "pcc_2um_rate", "pcc_8um_rate",
+)  # fmt: skip
+
+
+# --- computed where it is missing -----------------------------------------------------------------
+
+
+def section(preset: Preset, patient: str) -> Section:
+    """Files of a patient's section; simulated first where the source is a simulation."""
+    preset.check_patient(patient)
+    if preset.source == "spaceranger":
+        return real_section(preset, patient)
+    outs = preset.outs(patient)
+
+    def simulate() -> None:
+        from sparsity_trap.simulation.section import simulate_section
+
+        labels = Path(os.environ.get(LABELS_VARIABLE, LABELS))
+        simulate_section(outs, patient, preset.simulation, source=preset.source, labels=labels)
+
+    _make(preset, "section", patient, outs, _section_recipe(preset, patient), simulate)
+    return Section(outs=outs)
+
+
+def panel(preset: Preset) -> pd.DataFrame:
+    """Genes of the preset; variable ones are chosen first, without looking at the main patient."""
+    if preset.genes.count is None:
+        return read_panel(preset)
+    path, patients = preset.panel_file, preset.training_patients(preset.main_patient)
+
+    def choose() -> None:
+        moments = {}
+        for patient in patients:
+            slide = section(preset, patient).open()
+            moments[patient] = moments_of_totals(slide.genes, slide.counts_and_totals([])[1])
+        chosen = choose_variable_genes(
+            moments, preset.genes.count, patients=patients, test_patient=preset.main_patient
+        )
+        with building(path) as partial:
+            chosen.to_csv(partial, index=False)
+
+    _make(preset, "panel", "genes", path, _panel_recipe(preset), choose)
+    return read_panel(preset)
+
+
+def store(preset: Preset, patient: str) -> PatchStore:
+    """Patch store of a patient; real sections pass the guards of `data.sections` first."""
+    files, path = section(preset, patient), preset.store(patient)
+
+    def cut() -> None:
+        if preset.source == "spaceranger":
+            check_section(patient, files)
+            check_distinct(Cohort(patients={p: section(preset, p) for p in preset.patients}))
+        write_store(
+            files.open(),
+            panel(preset)["gene"],
+            path,
+            patient=patient,
+            source=preset.source,
+            settings=preset.patches,
+            mask=files.mask,
+        )
+
+    _make(preset, "store", patient, path, _store_recipe(preset, patient), cut)
+    return PatchStore(path)
+
+
+def tokens(preset: Preset, patient: str) -> Path:
+    """Token cache of a patient."""
+    cut, path = store(preset, patient).path, preset.tokens(patient)
+    recipe = _tokens_recipe(preset, patient)
+    _make(preset, "tokens", patient, path, recipe, lambda: cache_tokens(cut, path, preset.encoder))
+    return path
+
+
+def run(preset: Preset, this: Run) -> Path:
+    """Folder of a finished training run."""
+    preset.arm(this.arm)
+    preset.check_patient(this.test_patient)
+    folder = preset.run_dir(this)
+    for patient in preset.patients:
+        tokens(preset, patient)
+    recipe = _run_recipe(preset, this)
+    _make(preset, "run", this.name, folder, recipe, lambda: train(preset, this))
+    return folder
+
+
+def _make(
+    preset: Preset, kind: str, name: str, path: Path, recipe: str, make: Callable[[], object]
+) -> None:
+    """Compute a result unless it is there and was made by the same recipe."""
+    note = preset.folder / "recipes" / f"{kind}-{name}"
+    if path.exists() and note.is_file() and note.read_text() == recipe:
+        return
+    note.unlink(missing_ok=True)  # a result without a note counts as missing
+    make()
+    with building(note) as partial:
+        partial.write_text(recipe)
+
+
+def _recipe(kind: str, *depends_on: object) -> str:
+    texts = [_stable(part) for part in depends_on]
+    return hashlib.sha256("\n".join([code_digest(*_CODE[kind]), *texts]).encode()).hexdigest()
+
+
+def _stable(part: object) -> str:
+    """The same text for the same settings; titles change no result."""
+    if isinstance(part, BaseModel):
+        part = part.model_dump(mode="json", exclude={"title"})
+    return json.dumps(part, sort_keys=True, default=str)
+
+
+def _section_recipe(preset: Preset, patient: str) -> str:
+    if preset.source != "spaceranger":
+        return _recipe("section", preset.source, preset.simulation, patient)
+    files = real_section(preset, patient)
+    square = files.outs / "binned_outputs" / "square_002um"
+    read = [*square.glob("*.h5"), *square.glob("spatial/*"), *files.outs.glob("tissue_image.*")]
+    read += [file for file in (files.image, files.mask) if file is not None]
+    # Content is not read: a section is tens of gigabytes.
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(read)]
+    return _recipe("section", preset.source, stats)
+
+
+def _panel_recipe(preset: Preset) -> str:
+    """Of the genes: their names in a file of the user's may change under the same path."""
+    if preset.genes.count is None:
+        return _recipe("store", read_panel(preset)["gene"].tolist())
+    patients = preset.training_patients(preset.main_patient)
+    return _recipe("store", preset.genes, [_section_recipe(preset, p) for p in patients])
+
+
+def _store_recipe(preset: Preset, patient: str) -> str:
+    made_from = _section_recipe(preset, patient), _panel_recipe(preset)
+    return _recipe("store", preset.patches, *made_from)
+
+
+def _tokens_recipe(preset: Preset, patient: str) -> str:
+    return _recipe("tokens", preset.encoder, _store_recipe(preset, patient))
+
+
+def _run_recipe(preset: Preset, this: Run) -> str:
+    made_from = [_tokens_recipe(preset, patient) for patient in preset.patients]
+    settings = (preset.arm(this.arm), preset.decoder, preset.training, this, preset.patients)
+    return _recipe("run", *settings, made_from)
+
+
+# --- finished runs --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -74,11 +247,15 @@ class Result:
         return zarr.open_group(self.folder / "predictions.zarr", mode="r")["rate"]
 
 
-def load(preset: Preset, run: Run) -> Result:
+def load(preset: Preset, this: Run) -> Result:
     """Read one run; it is trained first where it does not exist yet."""
-    folder = steps.run(preset, run)
+    return read(run(preset, this), this)
+
+
+def read(folder: Path, this: Run) -> Result:
+    """Read the folder of a finished run, whatever it was made by."""
     return Result(
-        run=run,
+        run=this,
         folder=folder,
         genes=pd.read_parquet(folder / "genes.parquet"),
         log=pd.read_json(folder / "log.jsonl", lines=True),
@@ -89,7 +266,7 @@ def load(preset: Preset, run: Run) -> Result:
 
 def load_all(preset: Preset) -> list[Result]:
     """Every run of the preset, in its order."""
-    return [load(preset, run) for run in preset.all_runs()]
+    return [load(preset, this) for this in preset.all_runs()]
 
 
 def pick(results: list[Result], arm: str, patient: str) -> Result:
@@ -104,20 +281,12 @@ def pick(results: list[Result], arm: str, patient: str) -> Result:
 
 def contrast(preset: Preset) -> tuple[Result, Result]:
     """The published contrast on the main patient: the runs of arms D (MSE) and E (Poisson)."""
-    runs = [
-        run
-        for run in preset.all_runs()
-        if run.test_patient == preset.main_patient and run.arm in (MSE_ARM, POISSON_ARM)
+    loaded = [
+        load(preset, this)
+        for this in preset.all_runs()
+        if this.test_patient == preset.main_patient and this.arm in (MSE_ARM, POISSON_ARM)
     ]
-    loaded = [load(preset, run) for run in runs]
     return tuple(pick(loaded, arm, preset.main_patient) for arm in (MSE_ARM, POISSON_ARM))
-
-
-def matched(preset: Preset, results: list[Result]) -> tuple[Result, ...]:
-    """The main patient's run of MSE with the link and bias of arm E, where the preset has it."""
-    arm, main = LOSS_PAIRS["matched"][0], preset.main_patient
-    found = [r for r in results if (r.run.arm, r.run.test_patient) == (arm, main)]
-    return (pick(found, arm, main),) if found else ()
 
 
 def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
@@ -144,105 +313,101 @@ def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | str | None]:
-    """Flat table of every number quoted in the book; NaN becomes None.
+def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
+    """One row per run and gene: what the run was, and the gene's scores.
 
-    Keys are dotted and lower-case but for names of arms and patients, e.g. ``arm.E.pcc_8um`` (mean
-    over genes on the main patient, within tissue, lowest seed) or ``cohort.n_patches.P5``.
+    Returns
+    -------
+    DataFrame with columns ``run``, ``arm``, ``patient``, ``seed``, the settings of the arm
+    (``bias`` is "published" for the publication's bias of that link, ``bias_value`` the number
+    itself), and those of the per-gene
+    table.
     """
-    main = preset.main_patient
-    here = {
-        r.run.arm: pick(results, r.run.arm, main) for r in results if r.run.test_patient == main
-    }
-    d, e = here[MSE_ARM], here[POISSON_ARM]
-    values: dict[str, object] = {
-        "preset.name": preset.name,
-        "preset.source": preset.source,
-        "preset.main_patient": main,
-        "encoder.um_per_px": PATCH_UM_PER_PX,
-        "scale.patches": scaling.patches_per_section(),
-        "scale.reached": scaling.REACHED,
-        "preset.n_runs": len(results),
-        "preset.n_arms": len({r.run.arm for r in results}),
-        "training.n_train": e.provenance["training_patches"],
-        "training.n_validation": e.provenance["validation_patches"],
-        "training.seconds.total": sum(r.provenance["seconds"] for r in results),
-        "decoder.hist2st.parameters": e.provenance["parameters"],
-        "ssim.zeros": _ssim_of_nothing(steps.store(preset, main)),
-        "run.commit": e.provenance["commit"],
-        "run.hardware": e.provenance["hardware"],
-    }
-    values["panel.n_genes"] = len(e.genes)
-    for name in ("simulation", "genes", "patches", "encoder", "decoder", "training"):
-        if name != "simulation" or preset.source != "spaceranger":
-            fields = getattr(preset, name).model_dump(mode="json").items()
-            values |= {f"{name}.{key}": v for key, v in fields if not isinstance(v, list)}
-    for patient in preset.patients:
-        values |= _cohort_numbers(steps.store(preset, patient))
-    values["cohort.n_patches"] = sum(values[f"cohort.n_patches.{p}"] for p in preset.patients)
-    for row in run_table(preset, list(here.values())).to_dict("records"):
-        values |= {f"arm.{row['arm']}.{key}": value for key, value in row.items()}
-    values |= _contrast_numbers("delta", d, e)
-    for name, (mse, poisson) in LOSS_PAIRS.items():
-        if mse in here and poisson in here:
-            values |= _contrast_numbers(f"delta.{name}", here[mse], here[poisson])
-    values |= _association_numbers(stats.gene_table(d.genes, e.genes))
-    values |= {f"published.{key}": value for key, value in published.SUMMARY.items()}
-    values["published.p_value"] = stats.spearman_p_value(
-        published.SUMMARY["rho"], published.SUMMARY["n_genes"]
-    )
-    return {key: plain(value) for key, value in values.items()}
+    parts = []
+    for result in results:
+        arm = preset.arm(result.run.arm)
+        settings = arm.model_dump(exclude={"title", "resolutions_um"})
+        if arm.bias == PUBLISHED_BIAS[arm.link]:
+            settings["bias"] = "published"
+        settings["bias_value"] = arm.bias
+        bin_um = arm.resolutions_um[0] if len(arm.resolutions_um) == 1 else np.nan
+        parts.append(
+            result.genes.assign(
+                run=result.run.name,
+                arm=result.run.arm,
+                patient=result.run.test_patient,
+                seed=result.run.seed,
+                bin_um=bin_um,
+                **settings,
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
-def _cohort_numbers(store: PatchStore) -> dict[str, object]:
-    tissue, zeros = 0, 0
-    digest = hashlib.sha256(" ".join(store.genes).encode())
-    for image, counts, mask in zip(store.images, store.counts, store.mask, strict=True):
-        for part in (image, counts, mask):
-            digest.update(np.ascontiguousarray(part))
-        tissue += int(mask.sum())
-        zeros += int((counts[:, mask] == 0).sum())
-    return {
-        f"cohort.n_patches.{store.patient}": len(store),
-        f"cohort.sparsity.{store.patient}": zeros / (tissue * len(store.genes)),
-        f"cohort.sha256.{store.patient}": digest.hexdigest(),
-    }
+def gains(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """Gain of one arm over another per gene, patient and seed that both were run with.
+
+    Parameters
+    ----------
+    table
+        From `long_table`, with a column ``score``.
+    pair
+        The arm that is subtracted, and the arm it is subtracted from.
+
+    Returns
+    -------
+    DataFrame with ``gene``, ``category``, ``sparsity``, ``patient``, ``seed`` and ``delta``, as
+    `stats.mixed_model` takes it; empty where an arm was not run.
+    """
+    keys = ["gene", "category", "sparsity", "patient", "seed"]
+    wide = table[table["arm"].isin(pair)].pivot(index=keys, columns="arm", values="score")
+    wide = wide.reindex(columns=list(pair)).dropna()
+    return (wide[pair[1]] - wide[pair[0]]).rename("delta").reset_index()
 
 
-def _contrast_numbers(prefix: str, mse: Result, poisson: Result) -> dict[str, object]:
-    """Poisson − MSE over genes at 8 µm: mean difference, wins, and the largest gain."""
-    table = stats.gene_table(mse.genes, poisson.genes)
-    gain = table["delta_pcc_8um"]
-    largest = table.loc[gain.idxmax()]
-    return {
-        f"{prefix}.pcc_8um": gain.mean(),
-        f"{prefix}.n_wins": int((gain > 0).sum()),
-        f"{prefix}.n_genes": int(gain.notna().sum()),
-        f"{prefix}.best_gene": largest["gene"],
-        f"{prefix}.best_gain": largest["delta_pcc_8um"],
-    }
+# --- numbers of the prose -------------------------------------------------------------------------
 
 
-def _association_numbers(table: pd.DataFrame) -> dict[str, object]:
-    """Spearman correlation of sparsity and gain, with and without the mitochondrial genes."""
-    association = stats.sparsity_association(table)
-    keys = (
-        "rho", "p_value", "ci_low", "ci_high", "n_genes",
-        "partial_rho", "partial_p_value", "sign_p_value",
-    )  # fmt: skip
-    values = {f"sparsity.{key}": getattr(association, key) for key in keys}
-    without = association.without_category.set_index("category")
-    for key in ("rho", "p_value"):
-        values[f"sparsity.without_mitochondrial.{key}"] = without[key].get("mitochondrial")
-    return values
+class Quotes:
+    """Numbers that the book's prose quotes, written by the notebook that computes them.
 
+    Parameters
+    ----------
+    preset
+        Of the notebook.
+    notebook
+        Name of its page, such as ``04_sparsity``. A new `Quotes` forgets what an earlier execution
+        of the notebook wrote.
 
-def _ssim_of_nothing(store: PatchStore) -> float:
-    """SSIM at 2 µm of a prediction that is zero everywhere, averaged like that of an arm."""
-    scores = GeneScores()
-    for counts, mask in zip(store.counts, store.mask, strict=True):
-        scores.update(counts[None], np.zeros_like(counts)[None], mask[None])
-    return float(np.nanmean(scores.compute()["ssim_2um"]))
+    Notes
+    -----
+    ``quote("sparsity", rho=0.2)`` writes the key ``sparsity.rho`` to
+    ``results/<preset>/numbers/04_sparsity.json``; the role ``val`` reads the files of all notebooks.
+    What is not finite becomes null, which the book shows as *undefined*.
+    """
+
+    def __init__(self, preset: Preset, notebook: str):
+        self.path = preset.folder / "numbers" / f"{notebook}.json"
+        self.values: dict[str, float | int | str | None] = {}
+        self._write()
+
+    def __call__(self, prefix: str, **numbers: object) -> None:
+        """Write numbers under a dotted prefix.
+
+        Raises
+        ------
+        ValueError
+            A key was written before, with another value.
+        """
+        for name, number in numbers.items():
+            key, value = f"{prefix}.{name}", plain(number)
+            if self.values.setdefault(key, value) != value:
+                raise ValueError(f"'{key}' is quoted twice, as {self.values[key]} and {value}")
+        self._write()
+
+    def _write(self) -> None:
+        with building(self.path) as partial:
+            partial.write_text(json.dumps(self.values, indent=1))
 
 
 def plain(value: object) -> float | int | str | None:
@@ -251,16 +416,5 @@ def plain(value: object) -> float | int | str | None:
         return value
     if isinstance(value, (int, np.integer)):
         return int(value)
-    number = float(value)
+    number = float(value)  # type: ignore[arg-type]
     return number if np.isfinite(number) else None
-
-
-def supplementary_tables(preset: Preset) -> dict[str, pd.DataFrame]:
-    """Tables S1 (genes), S2 (categories) and S3 (sparsity quartiles) by file name."""
-    mse, poisson = contrast(preset)
-    genes = stats.gene_table(mse.genes, poisson.genes)
-    return {
-        "S1_genes": genes,
-        "S2_categories": stats.category_table(genes),
-        "S3_quartiles": stats.quartile_table(genes),
-    }

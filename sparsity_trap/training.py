@@ -52,9 +52,8 @@ from sparsity_trap.data.genes import panel
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import dihedral
-from sparsity_trap.files import building
+from sparsity_trap.files import building, record
 from sparsity_trap.progress import track
-from sparsity_trap.provenance import record
 from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import Arm, Preset, Run, Training, UserError, as_json
 

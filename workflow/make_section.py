@@ -2,7 +2,7 @@
 
 import sys
 
-from sparsity_trap import steps
+from sparsity_trap import runs
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.settings import UserError
 
@@ -10,6 +10,6 @@ if __name__ == "__main__":
     arguments = dict(pair.split("=", 1) for pair in sys.argv[2:])
     try:
         preset = open_preset(**arguments)
-        steps.section(preset, sys.argv[1])
+        runs.section(preset, sys.argv[1])
     except UserError as error:
         sys.exit(f"error: {error}")

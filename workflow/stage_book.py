@@ -13,7 +13,7 @@ import book_tables
 import nbformat
 import pages
 
-from sparsity_trap import steps
+from sparsity_trap import runs
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.files import building
 from sparsity_trap.settings import ROOT, UserError
@@ -48,7 +48,7 @@ def main() -> None:
         (folder / "numbers.json").write_text(json.dumps(numbers, indent=1))
         (folder / "run.json").write_text(json.dumps(run, indent=1))
         shutil.copytree(preset.folder / "viewer", folder / "viewer")
-        store = steps.store(preset, preset.main_patient)
+        store = runs.store(preset, preset.main_patient)
         channels = open_tokens(preset, preset.main_patient)[0].shape[2]
         tables = {
             "arms.md": book_tables.arms(preset),

@@ -2,7 +2,7 @@
 
 import sys
 
-from sparsity_trap import steps
+from sparsity_trap import runs
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.settings import Run, UserError
 
@@ -10,6 +10,6 @@ if __name__ == "__main__":
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:])
     try:
         run = Run(**{key: arguments.pop(key) for key in Run.model_fields})
-        steps.run(open_preset(**arguments), run)
+        runs.run(open_preset(**arguments), run)
     except UserError as error:
         sys.exit(f"error: {error}")

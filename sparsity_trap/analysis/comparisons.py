@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sparsity_trap import losses, steps
+from sparsity_trap import losses, runs
 from sparsity_trap.analysis import association as stats
 from sparsity_trap.analysis import controls
 from sparsity_trap.analysis.claims import Evidence
@@ -23,8 +23,8 @@ from sparsity_trap.analysis.mechanism import gradient_share, toy_minimisers
 from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.genes import panel
 from sparsity_trap.predict import load_model
-from sparsity_trap.runs import Result, contrast, matched, plain
-from sparsity_trap.settings import PUBLISHED_BIAS, Arm, Preset
+from sparsity_trap.runs import Result, contrast, long_table, pick, plain
+from sparsity_trap.settings import Arm, Preset
 from sparsity_trap.training import initial_model, open_tokens
 
 #: Both ends of the published contrast with the bias as a number, for `effects.share_of_gap`.
@@ -32,58 +32,6 @@ GAP = (
     {"loss": "mse", "link": "softplus", "bias": 0},
     {"loss": "poisson", "link": "exp", "bias": -3},
 )
-
-
-def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
-    """One row per run and gene: what the run was, and the gene's scores.
-
-    Returns
-    -------
-    DataFrame with columns ``run``, ``arm``, ``patient``, ``seed``, the settings of the arm
-    (``bias`` is "published" for the publication's bias of that link, ``bias_value`` the number
-    itself), and those of the per-gene
-    table.
-    """
-    parts = []
-    for result in results:
-        arm = preset.arm(result.run.arm)
-        settings = arm.model_dump(exclude={"title", "resolutions_um"})
-        if arm.bias == PUBLISHED_BIAS[arm.link]:
-            settings["bias"] = "published"
-        settings["bias_value"] = arm.bias
-        bin_um = arm.resolutions_um[0] if len(arm.resolutions_um) == 1 else np.nan
-        parts.append(
-            result.genes.assign(
-                run=result.run.name,
-                arm=result.run.arm,
-                patient=result.run.test_patient,
-                seed=result.run.seed,
-                bin_um=bin_um,
-                **settings,
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
-
-
-def gains(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    """Gain of one arm over another per gene, patient and seed that both were run with.
-
-    Parameters
-    ----------
-    table
-        From `long_table`, with a column ``score``.
-    pair
-        The arm that is subtracted, and the arm it is subtracted from.
-
-    Returns
-    -------
-    DataFrame with ``gene``, ``category``, ``sparsity``, ``patient``, ``seed`` and ``delta``, as
-    `stats.mixed_model` takes it; empty where an arm was not run.
-    """
-    keys = ["gene", "category", "sparsity", "patient", "seed"]
-    wide = table[table["arm"].isin(pair)].pivot(index=keys, columns="arm", values="score")
-    wide = wide.reindex(columns=list(pair)).dropna()
-    return (wide[pair[1]] - wide[pair[0]]).rename("delta").reset_index()
 
 
 def factorial_runs(table: pd.DataFrame) -> pd.DataFrame:
@@ -181,7 +129,7 @@ def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.Data
     """
     arm = preset.arm(result.run.arm)
     patient = preset.training_patients(result.run.test_patient)[0]
-    store = steps.store(preset, patient)
+    store = runs.store(preset, patient)
     chosen = np.unique(np.linspace(0, len(store) - 1, patches).astype(int))
     counts, mask = (torch.from_numpy(a.oindex[chosen]) for a in (store.counts, store.mask))
     tokens = torch.from_numpy(open_tokens(preset, patient)[0].oindex[chosen, 0])
@@ -217,7 +165,7 @@ def control_scores(preset: Preset, result: Result) -> pd.DataFrame:
     DataFrame with ``control`` ("all-zeros" or "shuffled"), ``gene`` and the columns of the
     per-gene table.
     """
-    store = steps.store(preset, result.run.test_patient)
+    store = runs.store(preset, result.run.test_patient)
     maps = {"all-zeros": controls.zeros(store)}
     if len(store) > 1:
         maps["shuffled"] = controls.shuffled(result.predictions, seed=0)
@@ -236,7 +184,7 @@ def ceilings(preset: Preset) -> pd.DataFrame:
     -------
     DataFrame with ``gene``, ``category``, ``pcc_2um`` and ``pcc_8um``.
     """
-    store = steps.store(preset, preset.main_patient)
+    store = runs.store(preset, preset.main_patient)
     mask = store.mask[:]
     columns = {}
     for name, factor in (("pcc_2um", 1), ("pcc_8um", 4)):
@@ -254,7 +202,12 @@ def evidence(preset: Preset, results: list[Result]) -> Evidence:
     """All that the claims are judged on; what the preset does not train is left out."""
     mse, poisson = contrast(preset)
     table = long_table(preset, results).assign(score=lambda t: t["pcc_8um"])
-    pair = matched(preset, results)
+    main = [r for r in results if r.run.test_patient == preset.main_patient]
+    pair = (
+        [pick(main, "D-matched", preset.main_patient)]
+        if any(r.run.arm == "D-matched" for r in main)
+        else []
+    )
     return Evidence(
         genes=stats.gene_table(mse.genes, poisson.genes),
         genes_matched=stats.gene_table(pair[0].genes, poisson.genes) if pair else None,

@@ -34,8 +34,8 @@ from sparsity_trap.data.genes import load_panel
 from sparsity_trap.data.patches import write_store
 from sparsity_trap.data.sections import Section, check_section, read_cohort
 from sparsity_trap.decoders import build_decoder
+from sparsity_trap.files import record
 from sparsity_trap.predict import load_model
-from sparsity_trap.provenance import record
 from sparsity_trap.settings import Patches, Run, UserError, load_preset
 from sparsity_trap.training import Model
 

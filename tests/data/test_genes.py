@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from spaceranger import write_outs
 
-from sparsity_trap import steps
+from sparsity_trap import runs
 from sparsity_trap.data.genes import (
     choose_variable_genes,
     load_panel,
@@ -158,25 +158,25 @@ def test_variable_genes_of_a_preset_are_chosen_without_the_main_patient(tiny):
     preset = tiny.model_copy(update={"genes": Genes(panel="variable", count=7)})
     with pytest.raises(UserError, match="panel.csv does not exist"):
         panel(preset)
-    chosen = steps.panel(preset)
+    chosen = runs.panel(preset)
     assert len(chosen) == 7 and list(chosen.columns) == ["gene", "category"]
     assert not preset.outs("P5").exists()
-    assert steps.store(preset, "P5").genes == tuple(chosen["gene"]) == tuple(panel(preset)["gene"])
+    assert runs.store(preset, "P5").genes == tuple(chosen["gene"]) == tuple(panel(preset)["gene"])
     # What the test patient holds cannot change the choice.
     preset.panel_file.unlink()
-    matrix = steps.section(preset, "P5").open().matrix_path
+    matrix = runs.section(preset, "P5").open().matrix_path
     with h5py.File(matrix, "r+") as file:
         file["matrix/data"][:] = file["matrix/data"][:][::-1]
-    assert steps.panel(preset).equals(chosen)
+    assert runs.panel(preset).equals(chosen)
 
 
 def test_a_users_list_is_a_panel(tiny, tmp_path):
     (tmp_path / "mine.csv").write_text("gene,category\nDES,stromal\nMUC12,\n")
     preset = tiny.model_copy(update={"genes": Genes(panel=str(tmp_path / "mine.csv"))})
-    assert steps.store(preset, "P1").genes == ("DES", "MUC12")
+    assert runs.store(preset, "P1").genes == ("DES", "MUC12")
     (tmp_path / "mine.csv").write_text("DES\nNOSUCHGENE\n")
     with pytest.raises(UserError, match=r"has no gene NOSUCHGENE.*genes\.panel"):
-        steps.store(preset, "P2")
+        runs.store(preset, "P2")
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from spaceranger import paint, turned_grid, write_feature_slice, write_outs
 
+from sparsity_trap import runs
 from sparsity_trap import settings as config
-from sparsity_trap import steps
 from sparsity_trap.data.genes import PANEL
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.data.sections import open_preset
@@ -85,7 +85,7 @@ def sound(tmp_path_factory):
     (folder / "cohort.yaml").write_text("patients: {P1: {outs: P1/outs}, P2: {outs: P2/outs}}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "ROOT", folder)
-        steps.tokens(preset_of(folder), "P1")
+        runs.tokens(preset_of(folder), "P1")
     return folder
 
 
@@ -112,7 +112,7 @@ def results(folder):
 def refuse(folder, message):
     """The first patient ends in a sentence that says `message`, with nothing left behind."""
     with pytest.raises(UserError, match=message) as caught:
-        steps.tokens(preset_of(folder), "P1")
+        runs.tokens(preset_of(folder), "P1")
     assert "\n" not in str(caught.value)
     assert results(folder) == {}
     assert not list(folder.rglob("*.partial"))
@@ -122,7 +122,7 @@ def refuse(folder, message):
 def mend(sound, folder):
     """With sound files again, the next run gives what an undisturbed one does."""
     shutil.copytree(sound / "P1", folder / "P1", dirs_exist_ok=True)
-    steps.tokens(preset_of(folder), "P1")
+    runs.tokens(preset_of(folder), "P1")
     assert results(folder) == results(sound)
 
 
@@ -141,7 +141,7 @@ def test_sound_sections(sound):
     assert preset.patients == ["P1", "P2"] and preset.source == "spaceranger"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "ROOT", sound)
-        store = steps.store(preset, "P1")
+        store = runs.store(preset, "P1")
     assert (len(store), store.source, store.genes) == (2, "spaceranger", PANEL)
 
 
@@ -281,16 +281,16 @@ def test_limit_reached_while_writing(sound, folder):
     preset = preset_of(folder)
     with file_size_limit(30_000):
         refuse(folder, r"stores/P1.zarr cannot be written \(File too large\): raise the limit")
-    steps.store(preset, "P1")
+    runs.store(preset, "P1")
     store = results(folder)
     with (
         file_size_limit(30_000),
         pytest.raises(UserError, match=r"tokens/P1.zarr cannot be written \(File too large\)"),
     ):
-        steps.tokens(preset, "P1")
+        runs.tokens(preset, "P1")
     assert results(folder) == store
     assert not list(folder.rglob("*.partial"))
-    steps.tokens(preset, "P1")
+    runs.tokens(preset, "P1")
     assert results(folder) == results(sound)
 
 

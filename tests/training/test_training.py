@@ -11,7 +11,7 @@ import torch
 import zarr
 from safetensors.torch import load_file
 
-from sparsity_trap import metrics, steps, training
+from sparsity_trap import metrics, runs, training
 from sparsity_trap import settings as config
 from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.encoders import dihedral, views
@@ -225,7 +225,7 @@ def test_tokens_of_another_encoder_are_refused(preset):
 
 def test_run_of_other_settings_is_not_taken_for_this_one(preset):
     training.train(preset, RUN)
-    assert steps.run(preset, RUN) == preset.run_dir(RUN)
+    assert runs.run(preset, RUN) == preset.run_dir(RUN)
     other = preset.training.model_copy(update={"lr": 0.5})
     with pytest.raises(UserError, match="another 'training' than preset 'smoke' has now"):
-        steps.run(preset.model_copy(update={"training": other}), RUN)
+        runs.run(preset.model_copy(update={"training": other}), RUN)

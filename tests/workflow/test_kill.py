@@ -55,7 +55,7 @@ PHASES = {
 CHAIN = """
 import os, sys
 import scipy.ndimage, scipy.sparse, pandas, tifffile, h5py, pyarrow.parquet, zarr
-from sparsity_trap import steps
+from sparsity_trap import runs
 from sparsity_trap.simulation import section as simulate, stain as histology, tissue as anatomy
 from sparsity_trap.settings import load_preset
 import torch
@@ -65,7 +65,7 @@ for line in sys.stdin:
     if child == 0:
         preset = load_preset("tiny")
         for run in preset.all_runs():
-            steps.run(preset, run)
+            runs.run(preset, run)
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from test_kill import content, differences
 
+from sparsity_trap import runs
 from sparsity_trap import settings as config
-from sparsity_trap import steps
 from sparsity_trap.settings import Run, load_preset
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def test_sections_to_scores_once_more_are_the_same_bytes(
     monkeypatch.setattr(config, "ROOT", tmp_path)
     threads(1)
     preset = load_preset("smoke")
-    steps.run(preset, Run(arm="E", test_patient="P5", seed=0))
+    runs.run(preset, Run(arm="E", test_patient="P5", seed=0))
     made, book = content(preset.folder), content(smoke_book / "results" / "smoke")
     assert len(made) > 100
     # The runs of other arms were not made here.
@@ -109,7 +109,7 @@ def test_threads_change_scores_within_the_stated_tolerance(
         (preset.folder / name).symlink_to(book / name)
     threads(2)
     run = Run(arm=arm, test_patient="P5", seed=0)
-    two = pd.read_parquet(steps.run(preset, run) / "genes.parquet")
+    two = pd.read_parquet(runs.run(preset, run) / "genes.parquet")
     one = pd.read_parquet(book / "runs" / run.name / "genes.parquet")
     for score in ("pcc_2um", "pcc_8um", "spearman_8um", "ssim_2um", "ssim_8um"):
         np.testing.assert_allclose(one[score], two[score], atol=THREADS_TOLERANCE, err_msg=score)
