@@ -34,6 +34,7 @@ from sparsity_trap.data.sections import (
 from sparsity_trap.encoders import cache_tokens
 from sparsity_trap.files import building, code_digest
 from sparsity_trap.settings import (
+    LOSS_PAIRS,
     MSE_ARM,
     POISSON_ARM,
     PUBLISHED_BIAS,
@@ -45,7 +46,7 @@ from sparsity_trap.settings import (
 from sparsity_trap.training import train
 
 __all__ = [
-    "Quotes", "Result", "contrast", "gains", "load", "load_all", "long_table", "open_preset",
+    "Quotes", "Result", "contrast", "gains", "load", "load_all", "long_table", "matched", "open_preset",
     "panel", "pick", "run", "run_table", "section", "store", "tokens",
 ]  # fmt: skip
 
@@ -287,6 +288,13 @@ def contrast(preset: Preset) -> tuple[Result, Result]:
         if this.test_patient == preset.main_patient and this.arm in (MSE_ARM, POISSON_ARM)
     ]
     return tuple(pick(loaded, arm, preset.main_patient) for arm in (MSE_ARM, POISSON_ARM))
+
+
+def matched(preset: Preset, results: list[Result]) -> tuple[Result, ...]:
+    """The main patient's run of MSE with the link and bias of arm E, where the preset has it."""
+    arm, main = LOSS_PAIRS["matched"][0], preset.main_patient
+    found = [r for r in results if (r.run.arm, r.run.test_patient) == (arm, main)]
+    return (pick(found, arm, main),) if found else ()
 
 
 def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:

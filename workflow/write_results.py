@@ -23,13 +23,6 @@ from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM, Preset, UserError
 
 
-def matched(preset: Preset, results: list[Result]) -> tuple[Result, ...]:
-    """The main patient's run of MSE with the link and bias of arm E, where the preset has it."""
-    arm, main = LOSS_PAIRS["matched"][0], preset.main_patient
-    found = [r for r in results if (r.run.arm, r.run.test_patient) == (arm, main)]
-    return (pick(found, arm, main),) if found else ()
-
-
 def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | str | None]:
     """Flat table of every number quoted in the book; NaN becomes None.
 

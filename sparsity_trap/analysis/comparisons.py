@@ -23,7 +23,7 @@ from sparsity_trap.analysis.mechanism import gradient_share, toy_minimisers
 from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.genes import panel
 from sparsity_trap.predict import load_model
-from sparsity_trap.runs import Result, contrast, long_table, pick, plain
+from sparsity_trap.runs import Result, contrast, gains, long_table, matched, plain  # noqa: F401
 from sparsity_trap.settings import Arm, Preset
 from sparsity_trap.training import initial_model, open_tokens
 
@@ -202,12 +202,7 @@ def evidence(preset: Preset, results: list[Result]) -> Evidence:
     """All that the claims are judged on; what the preset does not train is left out."""
     mse, poisson = contrast(preset)
     table = long_table(preset, results).assign(score=lambda t: t["pcc_8um"])
-    main = [r for r in results if r.run.test_patient == preset.main_patient]
-    pair = (
-        [pick(main, "D-matched", preset.main_patient)]
-        if any(r.run.arm == "D-matched" for r in main)
-        else []
-    )
+    pair = matched(preset, results)
     return Evidence(
         genes=stats.gene_table(mse.genes, poisson.genes),
         genes_matched=stats.gene_table(pair[0].genes, poisson.genes) if pair else None,
