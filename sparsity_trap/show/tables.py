@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from sparsity_trap.show.interactive import asset
+from sparsity_trap.show.page import asset
 
 #: Column of a table -> its heading.
 TITLES = {
