@@ -1,4 +1,4 @@
-"""Write every number that the book quotes, tables S1 to S3 and the claims ledger:
+"""Gather every number that the book quotes:
 
 python workflow/write_results.py results/laptop preset=laptop source= cohort=
 """
@@ -9,16 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sparsity_trap import runs as results
 from sparsity_trap import scaling
 from sparsity_trap.analysis import association as stats
-from sparsity_trap.analysis import claims, comparisons, published
+from sparsity_trap.analysis import comparisons
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.encoders import PATCH_UM_PER_PX
 from sparsity_trap.files import building
-from sparsity_trap.runs import Result, contrast, open_preset, pick, plain, run_table, store
+from sparsity_trap.runs import Result, open_preset, pick, plain, run_table, store
 from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM, Preset, UserError
 
@@ -65,11 +64,6 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
     for name, (mse, poisson) in LOSS_PAIRS.items():
         if mse in here and poisson in here:
             values |= _contrast_numbers(f"delta.{name}", here[mse], here[poisson])
-    values |= _association_numbers(stats.gene_table(d.genes, e.genes))
-    values |= {f"published.{key}": value for key, value in published.SUMMARY.items()}
-    values["published.p_value"] = stats.spearman_p_value(
-        published.SUMMARY["rho"], published.SUMMARY["n_genes"]
-    )
     return {key: plain(value) for key, value in values.items()}
 
 
@@ -102,20 +96,6 @@ def _contrast_numbers(prefix: str, mse: Result, poisson: Result) -> dict[str, ob
     }
 
 
-def _association_numbers(table: pd.DataFrame) -> dict[str, object]:
-    """Spearman correlation of sparsity and gain, with and without the mitochondrial genes."""
-    association = stats.sparsity_association(table)
-    keys = (
-        "rho", "p_value", "ci_low", "ci_high", "n_genes",
-        "partial_rho", "partial_p_value", "sign_p_value",
-    )  # fmt: skip
-    values = {f"sparsity.{key}": getattr(association, key) for key in keys}
-    without = association.without_category.set_index("category")
-    for key in ("rho", "p_value"):
-        values[f"sparsity.without_mitochondrial.{key}"] = without[key].get("mitochondrial")
-    return values
-
-
 def _ssim_of_nothing(store: PatchStore) -> float:
     """SSIM at 2 µm of a prediction that is zero everywhere, averaged like that of an arm."""
     scores = GeneScores()
@@ -124,32 +104,14 @@ def _ssim_of_nothing(store: PatchStore) -> float:
     return float(np.nanmean(scores.compute()["ssim_2um"]))
 
 
-def supplementary_tables(preset: Preset) -> dict[str, pd.DataFrame]:
-    """Tables S1 (genes), S2 (categories) and S3 (sparsity quartiles) by file name."""
-    mse, poisson = contrast(preset)
-    genes = stats.gene_table(mse.genes, poisson.genes)
-    return {
-        "S1_genes": genes,
-        "S2_categories": stats.category_table(genes),
-        "S3_quartiles": stats.quartile_table(genes),
-    }
-
-
 def main() -> None:
     folder = Path(sys.argv[1])
     arguments = dict(pair.split("=", 1) for pair in sys.argv[2:])
     preset = open_preset(**arguments)
     runs = results.load_all(preset)
     quoted = numbers(preset, runs) | comparisons.numbers(preset, runs)
-    ledger = claims.ledger(comparisons.evidence(preset, runs))
-    verdicts = ledger["verdict"].value_counts()
-    for verdict in ("supported", "not supported", "undetermined"):
-        quoted[f"claims.{verdict.replace(' ', '_')}"] = int(verdicts.get(verdict, 0))
-    with building(folder / "tables") as partial:
-        partial.mkdir()
-        for name, table in supplementary_tables(preset).items():
-            table.to_csv(partial / f"{name}.csv", index=False)
-        ledger.to_csv(partial / "claims.csv", index=False)
+    for path in sorted((folder / "numbers").glob("*.json")):  # what notebooks quote
+        quoted |= json.loads(path.read_text())
     with building(folder / "numbers.json") as partial:
         partial.write_text(json.dumps(quoted, indent=1))
 

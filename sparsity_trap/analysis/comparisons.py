@@ -1,4 +1,4 @@
-"""Runs laid side by side: factorial, dials, mechanism, and the evidence for the claims ledger."""
+"""Runs laid side by side: factorial, dials, mechanism and controls."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pandas as pd
 import torch
 
 from sparsity_trap import losses, runs
-from sparsity_trap.analysis import association as stats
 from sparsity_trap.analysis import controls
-from sparsity_trap.analysis.claims import Evidence
 from sparsity_trap.analysis.factorial import (
     DialCurve,
     FactorialEffects,
@@ -19,11 +17,11 @@ from sparsity_trap.analysis.factorial import (
     factorial_effects,
     share_of_gap,
 )
-from sparsity_trap.analysis.mechanism import gradient_share, toy_minimisers
+from sparsity_trap.analysis.mechanism import gradient_share
 from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.genes import panel
 from sparsity_trap.predict import load_model
-from sparsity_trap.runs import Result, contrast, gains, long_table, matched, plain  # noqa: F401
+from sparsity_trap.runs import Result, gains, long_table, plain  # noqa: F401
 from sparsity_trap.settings import Arm, Preset
 from sparsity_trap.training import initial_model, open_tokens
 
@@ -195,23 +193,6 @@ def ceilings(preset: Preset) -> pd.DataFrame:
     category = panel(preset).set_index("gene")["category"]
     return pd.DataFrame({"gene": store.genes, **columns}).assign(
         category=lambda t: t["gene"].map(category)
-    )
-
-
-def evidence(preset: Preset, results: list[Result]) -> Evidence:
-    """All that the claims are judged on; what the preset does not train is left out."""
-    mse, poisson = contrast(preset)
-    table = long_table(preset, results).assign(score=lambda t: t["pcc_8um"])
-    pair = matched(preset, results)
-    return Evidence(
-        genes=stats.gene_table(mse.genes, poisson.genes),
-        genes_matched=stats.gene_table(pair[0].genes, poisson.genes) if pair else None,
-        scores=table,
-        controls=control_scores(preset, poisson),
-        shares=shares_of_gap(table),
-        dial=dials(table).get("keep"),
-        ceilings=ceilings(preset),
-        toy=toy_minimisers(),
     )
 
 

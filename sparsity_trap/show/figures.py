@@ -13,17 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from sparsity_trap.analysis.association import SparsityAssociation
 from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.data.alignment import Shift, stripe_strength
 from sparsity_trap.data.patches import PATCH_BINS, PatchStore, assemble
 from sparsity_trap.show.maps import gene_map, panel_row, richest_patch, scale_bar
 from sparsity_trap.show.style import (
-    CATEGORY_COLOURS,
     COUNTS_MAP,
     MSE_COLOUR,
     POISSON_COLOUR,
-    SCORE_MAP,
     Exhibit,
     arm_style,
     mark,
@@ -243,108 +240,6 @@ def _score_bars(axis: Axes, table: pd.DataFrame) -> None:
             axis.text(i + shift, max(value, 0), f"{value:.2f}", ha="center", va="bottom", size=7)
     axis.axhline(0, color="#888888", lw=0.6)
     axis.set_xticks(x, scores.values())
-
-
-def sparsity_scatter(table: pd.DataFrame, association: SparsityAssociation, source: str) -> Figure:
-    """Gain in PCC at 8 µm against sparsity, one point per gene, with a least-squares band."""
-    figure, axis = subplots(figsize=(6.6, 4.2))
-    shown = table.dropna(subset=["delta_pcc_8um"])
-    x, y = 100 * shown["sparsity"].to_numpy(), shown["delta_pcc_8um"].to_numpy()
-    grid = np.linspace(x.min(), x.max(), 60)
-    low, high = _bootstrap_line(x, y, grid)
-    axis.fill_between(grid, low, high, color="#DDDDDD", lw=0, label="95 % band, line")
-    axis.plot(grid, np.polyval(np.polyfit(x, y, 1), grid), color="#555555", lw=1)
-    for category, colour in CATEGORY_COLOURS.items():
-        own = (shown["category"] == category).to_numpy()
-        if own.any():
-            axis.scatter(x[own], y[own], s=26, color=colour, ec="w", lw=0.5, label=category)
-    _name_farthest(axis, x, y, shown["gene"].to_list())
-    axis.axhline(0, color="#888888", lw=0.6)
-    axis.set_xlabel("sparsity (% of in-tissue 2 µm bins with count 0)")
-    axis.set_ylabel("gain in PCC at 8 µm, Poisson (E) − MSE (D)")
-    axis.set_title(
-        f"Spearman ρ = {association.rho:.2f} "
-        f"[{association.ci_low:.2f}, {association.ci_high:.2f}], "
-        f"p = {association.p_value:.2g}, {association.n_genes} genes".replace("-", "−"),
-        loc="left",
-    )
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return mark(figure, source, shown[["gene", "category", "sparsity", "delta_pcc_8um"]])
-
-
-def _name_farthest(axis: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
-    """Name the six points farthest from the median, but for names that would cover something."""
-    taken: list[tuple[float, float, float]] = []  # left, right and height of a name
-    gap, letter = 0.035 * np.ptp(y), 0.02 * np.ptp(x)
-    for i in np.argsort(-np.abs(y - np.median(y)))[:6]:
-        width = letter * (len(names[i]) + 1)
-        for side, shift, left in (("left", 5, x[i]), ("right", -5, x[i] - width)):
-            right = left + width
-            covered = (x > left) & (x < right) & (np.abs(y - y[i]) < gap / 2) & (x != x[i])
-            apart = (left > r or right < a or abs(y[i] - at) > gap for a, r, at in taken)
-            if not covered.any() and all(apart):
-                axis.annotate(
-                    names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
-                    ha=side, va="center", fontsize=6.5, style="italic",
-                )  # fmt: skip
-                taken.append((left, right, y[i]))
-                break
-
-
-def _bootstrap_line(x: np.ndarray, y: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, ...]:
-    draw = np.random.default_rng(0).integers(len(x), size=(2000, len(x)))
-    xs, ys = x[draw], y[draw]
-    centred = xs - xs.mean(1, keepdims=True)
-    slope = (centred * ys).sum(1) / np.maximum((centred**2).sum(1), 1e-12)
-    lines = ys.mean(1)[:, None] + slope[:, None] * (grid[None] - xs.mean(1)[:, None])
-    return tuple(np.quantile(lines, (0.025, 0.975), axis=0))
-
-
-def category_bars(by_category: pd.DataFrame, published: pd.DataFrame, source: str) -> Figure:
-    """Mean gain per category with its interval (table S2), and the published means as diamonds."""
-    table = by_category[by_category["category"] != "overall"].iloc[::-1]
-    y = np.arange(len(table))
-    figure, axis = subplots(figsize=(6.6, 3))
-    error = np.abs(table[["ci_low", "ci_high"]].sub(table["mean_delta"], axis=0)).to_numpy().T
-    colours = [CATEGORY_COLOURS[c] for c in table["category"]]
-    axis.barh(y, table["mean_delta"], color=colours, height=0.62)
-    axis.errorbar(table["mean_delta"], y, xerr=error, fmt="none", ecolor="#333333", lw=0.9)
-    known = published.set_index("category")["mean_delta"].reindex(table["category"])
-    axis.plot(known, y, "D", ms=5, mfc="none", mec="black", label="published (P5, real data)")
-    labels = [
-        f"{c}  ({w}/{n})"
-        for c, w, n in table[["category", "n_wins", "n_genes"]].itertuples(index=False)
-    ]
-    axis.set_yticks(y, labels)
-    axis.axvline(0, color="#888888", lw=0.6)
-    axis.set_xlabel("mean gain in PCC at 8 µm, Poisson (E) − MSE (D); in brackets, genes gained")
-    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1))
-    return mark(figure, source, table.iloc[::-1].assign(published=known.to_numpy()[::-1]))
-
-
-def gene_heatmap(table: pd.DataFrame, source: str) -> Figure:
-    """PCC and SSIM of all genes under both losses, grouped by category."""
-    columns = {
-        "pcc_2um": "PCC 2 µm", "pcc_8um": "PCC 8 µm", "ssim_2um": "SSIM 2 µm", "ssim_8um": "SSIM 8 µm",
-    }  # fmt: skip
-    order = {c: i for i, c in enumerate(CATEGORY_COLOURS)}
-    table = table.sort_values(
-        ["category", "pcc_8um_poisson"],
-        key=lambda s: s.map(order) if s.name == "category" else -s,
-    )
-    figure, axes = subplots(len(columns), 1, figsize=(9.6, 3.9), sharex=True)
-    for axis, (column, title) in zip(axes, columns.items(), strict=True):
-        values = table[[f"{column}_mse", f"{column}_poisson"]].to_numpy().T
-        top = max(0.1, np.nanmax(values))
-        shown = axis.imshow(values, cmap=SCORE_MAP, vmin=0, vmax=top, aspect="auto")
-        axis.set_yticks([0, 1], ["MSE", "Poisson"], fontsize=7)
-        axis.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=38)
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0)
-        figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)
-    for label, category in name_genes(axes[-1], table, fontsize=6.3):
-        label.set_color(CATEGORY_COLOURS[category])
-    return mark(figure, source, table[_both(table, *columns)])
 
 
 # --- maps -----------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ from safetensors.torch import load_file, save_file
 from spaceranger import turned_grid, write_outs
 
 from sparsity_trap import settings as config
-from sparsity_trap.analysis import association as stats
 from sparsity_trap.data.genes import load_panel
 from sparsity_trap.data.patches import write_store
 from sparsity_trap.data.sections import Section, check_section, read_cohort
@@ -166,7 +165,6 @@ def test_folder_in_place_of_a_file(preset_file, tmp_path):
     refuse(lambda: load_preset("mine"), "mine")
     refuse(lambda: read_cohort(tmp_path), str(tmp_path))
     refuse(lambda: load_panel(tmp_path), str(tmp_path))
-    refuse(lambda: stats.sparsity_association(tmp_path), str(tmp_path))
     refuse(lambda: load_panel(Path("/dev/zero")), "/dev/zero")
 
 
@@ -278,51 +276,6 @@ def test_any_damage_to_a_panel(tmp_path, content):
     path = tmp_path / "panel.csv"
     path.write_bytes(content)
     refuse_or_read(lambda: load_panel(path))
-
-
-# --- table given to the statistics ----------------------------------------------------------------
-
-
-def gene_table() -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"gene": [f"G{i}" for i in range(12)], "category": ["a", "b"] * 6})
-    table["sparsity"] = rng.uniform(0.8, 1, 12)
-    for column in ("pcc_8um_mse", "pcc_8um_poisson"):
-        table[column] = rng.uniform(0, 0.5, 12)
-    return table.assign(mean_count=rng.uniform(0, 1, 12))
-
-
-GOOD = gene_table().to_csv(index=False)
-TABLE_FAULTS = {
-    **WRONG,
-    "head alone": GOOD.splitlines()[0].encode(),
-    "ragged": (GOOD + "G99,a,0.9,0.1,0.2,0.3,0.4,0.5\n").encode(),
-    "semicolons": GOOD.replace(",", ";").encode(),
-    "decimal commas": re.sub(r"(\d)\.(\d)", r'"\1,\2"', GOOD).replace('""', '"').encode(),
-    "latin-1": (GOOD + "Größe,a,0.9,0.1,0.2,0.3\n").encode("latin-1"),
-    "quote left open": GOOD.replace("G3", '"G3').encode(),
-    "no column names": "\n".join(GOOD.splitlines()[1:]).encode(),
-    "infinite count": GOOD.replace(GOOD.split(",")[10].split("\n")[0], "inf").encode(),
-    "infinite score": re.sub(r"G5,(\w),[^,]+", r"G5,\1,inf", GOOD).encode(),
-    "booleans": re.sub(r"(G\d+,\w),[^,]+", r"\1,True", GOOD).encode(),
-    "dates": re.sub(r"(G\d+,\w),[^,]+", r"\1,2024-01-01", GOOD).encode(),
-    "number beyond floats": re.sub(r"G5,(\w),[^,]+", r"G5,\1," + "9" * 400, GOOD).encode(),
-}
-
-
-@pytest.mark.parametrize("content", TABLE_FAULTS.values(), ids=TABLE_FAULTS)
-def test_table_that_the_statistics_cannot_use(tmp_path, content):
-    path = tmp_path / "genes.csv"
-    path.write_bytes(content)
-    refuse(lambda: stats.sparsity_association(path, n_boot=10), "genes.csv")
-
-
-@FUZZ
-@given(content=damaged(GOOD.encode()))
-def test_any_damage_to_a_table(tmp_path, content):
-    path = tmp_path / "genes.csv"
-    path.write_bytes(content)
-    refuse_or_read(lambda: stats._checked(path))
 
 
 # --- folder of a run ------------------------------------------------------------------------------

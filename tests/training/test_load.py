@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import zarr
+from cells import run_cells
 from conftest import ROOT
 from spaceranger import paint, turned_grid, write_outs
 
@@ -237,7 +238,6 @@ def test_memory_does_not_grow_with_the_cohort(tmp_path):
 
 def panel(folder: Path, number: int) -> dict[str, float]:
     """The whole chain on two sections and a panel of many genes, tables and figures too."""
-    from sparsity_trap.analysis import association as stats
     from sparsity_trap.show import control_figures, figures, interactive, style
 
     config.ROOT = folder
@@ -258,28 +258,25 @@ def panel(folder: Path, number: int) -> dict[str, float]:
     for patient in preset.patients:
         results.tokens(preset, patient)
     peaks["encoded"] = peak_mb()
-    runs = results.load_all(preset)
+    results.load_all(preset)
     peaks["trained and scored"] = peak_mb()
     mse, poisson = results.contrast(preset)
-    genes = stats.gene_table(mse.genes, poisson.genes)
+    # The pages of the association and of the claims, as they stand in their notebooks.
+    results.open_preset = lambda *_: preset
+    chosen = {"preset": "", "source": "", "cohort": ""}
+    genes = run_cells("04_sparsity", dict(chosen))["genes"]
     assert len(genes) == number and genes["pcc_8um_poisson"].notna().all()
-    assert len(results.supplementary_tables(preset)["S1_genes"]) == number
-    peaks["tables"] = peak_mb()
-    ledger = claims.ledger(comparisons.evidence(preset, runs))
-    assert len(ledger) == len(claims.CLAIMS)
+    peaks["association"] = peak_mb()
+    ledger = run_cells("10_claims", dict(chosen))["ledger"]
+    assert list(ledger.table()["key"]) == list(claims.read_claims())
     peaks["claims"] = peak_mb()
     shares = comparisons.gradient_shares(preset, poisson)
     assert shares.groupby("panel")["share"].sum().round(6).eq(1).all()
     peaks["gradient shares"] = peak_mb()
-    store = runs.store(preset, "P5")
+    store = results.store(preset, "P5")
     predictions = mse.predictions, poisson.predictions
-    association = stats.sparsity_association(genes)
-    peaks["association"] = peak_mb()
     drawn = [
         figures.collapse_and_recovery(genes, store, *predictions, names[0]),
-        figures.sparsity_scatter(genes, association, "spaceranger"),
-        figures.category_bars(association.by_category, association.by_category, "spaceranger"),
-        figures.gene_heatmap(genes, "spaceranger"),
         figures.section_panels(store, names[:4], *predictions),
         figures.rescue_panels(store, names[:4], *predictions, genes),
         control_figures.gradient_shares(shares, "spaceranger"),
