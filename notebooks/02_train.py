@@ -20,7 +20,7 @@ from IPython.display import Markdown
 from sparsity_trap import runs as results
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.settings import Run
-from sparsity_trap.show import figures, tables
+from sparsity_trap.show import curves, tables
 
 settings = open_preset(preset, source, cohort)
 definition = settings.arm(arm)
@@ -53,7 +53,7 @@ Markdown(
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss and PCC at 8 µm on the held-out blocks of the training patients. The dot is the epoch that was kept."}, "image": {"alt": "Training curves of one run"}}
-figures.training_dynamics({arm: result.log}, settings.source)
+curves.training_dynamics({arm: result.log}, settings.source)
 
 # %% [markdown]
 # ## Scores on the test patient

@@ -13,57 +13,123 @@
 preset = "smoke"
 source = ""
 cohort = ""
+genes = ""  # such as MUC12,JCHAIN; empty: those of which the publication shows the rescue
 
-# %% tags=["remove-cell"]
+# %%
+import numpy as np
 import pandas as pd
 
-from sparsity_trap import runs as results
-from sparsity_trap.analysis import association as stats
+from sparsity_trap import runs
 from sparsity_trap.analysis import published
+from sparsity_trap.analysis.association import gene_table
+from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.data.genes import in_panel
-from sparsity_trap.data.sections import open_preset
-from sparsity_trap.show import figures, tables
+from sparsity_trap.data.patches import assemble
+from sparsity_trap.settings import UserError
+from sparsity_trap.show import maps, style, tables
 
-settings = open_preset(preset, source, cohort)
-mse, poisson = results.contrast(settings)
-genes = stats.gene_table(mse.genes, poisson.genes)
-store = results.store(settings, settings.main_patient)
+settings = runs.open_preset(preset, source, cohort)
+mse, poisson = runs.contrast(settings)  # arms D and E on the main patient
+table = gene_table(mse.genes, poisson.genes).set_index("gene")
+store = runs.store(settings, settings.main_patient)
+columns = ("H&E", "counts", "MSE (D)", "Poisson (E)")
 
 # %% [markdown]
 # The gene that gains most from D to E in this run is {val}`delta.best_gene` ({val}`delta.best_gain:+.3f` in PCC at 8 µm). All genes can be seen on the section in the [browser](05b_browser), with panels that move together and a slider between two of them.
 #
 # ## Whole sections
 #
-# The four genes that the publication shows, where the panel has them. All maps of a row share the colour scale of the counts. A prediction is an expected count, so it is smoother than a count even where it is right.
+# Genes that the publication shows, where the panel has them. All maps of a row share the colour scale of the counts. A prediction is an expected count, so it is smoother than a count even where it is right.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sections", "caption": "Four genes on the whole test section at 8 µm."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes on the whole section"}}
 shown = in_panel(["PIGR", "CEACAM5", "COL1A1", "CD74"], store.genes)
-figures.section_panels(store, shown, mse.predictions, poisson.predictions)
+tissue = assemble(store, maps.tissue_bins(store).astype(np.float32), 4) > 0.5
+height, width = tissue.shape
+image = store.overview[:height, :width]
+figure, axes = style.subplots(
+    len(shown), 4, figsize=(9.4, 2.35 * len(shown)), tissue=True, squeeze=False
+)
+for row, gene in zip(axes, shown, strict=True):
+    index = store.genes.index(gene)
+    drawn = [
+        assemble(store, maps.gene_map(values, index), 4)
+        for values in (store.counts, mse.predictions, poisson.predictions)
+    ]
+    maps.panel_row(row, image, drawn, tissue, gene, pixel_um=8, length_um=500)
+for axis, title in zip(axes[0], columns, strict=True):
+    axis.set_title(title)
+style.mark(figure, store.source)
+
+
+# %% tags=["hide-input"]
+def patches_of(genes):
+    """Draw the patch richest in each gene at 8 µm, titled with its scores on the whole section."""
+    figure, axes = style.subplots(
+        len(genes), 4, figsize=(8.6, 2.25 * len(genes)), tissue=True, squeeze=False
+    )
+    data = []
+    for row, gene in zip(axes, genes, strict=True):
+        index = store.genes.index(gene)
+        patch = maps.richest_patch(store, index)
+        drawn = {
+            name: bin_sum(values[patch, index].astype(np.float32), 4)
+            for name, values in (
+                ("counts", store.counts), ("mse", mse.predictions), ("poisson", poisson.predictions)
+            )
+        }  # fmt: skip
+        tissue = bin_mask(store.mask[patch], 4)
+        maps.panel_row(
+            row, store.images[patch], list(drawn.values()), tissue, gene, 256 / 224, length_um=50
+        )
+        pcc = table.loc[gene, ["pcc_8um_mse", "pcc_8um_poisson"]]
+        for axis, title, score in zip(row, columns, ["", "", *pcc], strict=True):
+            axis.set_title(f"{title}  PCC {score:.2f}" if score != "" else title)
+        rows, cols = np.nonzero(tissue)
+        place = {"gene": gene, "patch": patch, "row": rows, "column": cols}
+        data.append(pd.DataFrame(place | {name: m[tissue] for name, m in drawn.items()}))
+    return style.mark(figure, store.source, pd.concat(data))
+
 
 # %% [markdown]
-# ## The published rescues
+# ## Rescues
 #
-# MUC12, JCHAIN, DES and FCGBP, where the panel has them, in the patch with most counts of the gene. The PCC is that of the whole section, not of the patch shown.
+# The genes asked for: by default MUC12, JCHAIN, DES and FCGBP, where the panel has them, as the publication shows them. Each is drawn in the patch with most counts of it. The PCC is that of the whole section, not of the patch shown.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rescue", "caption": "Genes whose rescue the publication shows, in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of four genes in one patch each"}}
-shown = in_panel(["MUC12", "JCHAIN", "DES", "FCGBP"], store.genes)
-figures.rescue_panels(store, shown, mse.predictions, poisson.predictions, genes)
+# %%
+rescued = ["MUC12", "JCHAIN", "DES", "FCGBP"]
+asked = genes.split(",") if genes else in_panel(rescued, store.genes)
+unknown = ", ".join(gene for gene in asked if gene not in store.genes)
+if unknown:
+    raise UserError(f"genes: {unknown} not in the panel of preset '{settings.name}'")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rescue", "caption": "Genes whose rescue the publication shows, or those asked for, in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of these genes in one patch each"}}
+patches_of(asked)
 
 # %% [markdown]
 # ## The largest gains of this run
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-largest", "caption": "The four genes with the largest gain in PCC at 8 µm in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of the four genes with the largest gain"}}
-largest = genes.nlargest(4, "delta_pcc_8um")["gene"].tolist()
-figures.rescue_panels(store, largest, mse.predictions, poisson.predictions, genes)
+largest = table["delta_pcc_8um"].nlargest(4).index.tolist()
+patches_of(largest)
+
+# %% [markdown]
+# Scores of all genes drawn on this page, on the whole section:
+
+# %%
+drawn = list(dict.fromkeys([*shown, *asked, *largest]))
+tables.show(
+    table.loc[drawn, ["category", "sparsity", "pcc_8um_mse", "pcc_8um_poisson", "delta_pcc_8um"]],
+    index=True, missing="undefined",
+)  # fmt: skip
 
 # %% [markdown]
 # ## Beside the published values
 #
 # The published columns come from real sections and another encoder.
 
-# %% tags=["remove-input"]
+# %%
 columns = ["pcc_8um_mse", "pcc_8um_poisson", "delta_ssim_2um"]
-sides = {"published": published.RESCUES, "this run": genes}
-beside = pd.concat({k: t.set_index("gene")[columns] for k, t in sides.items()}, axis=1)
+sides = {"published": published.RESCUES.set_index("gene"), "this run": table}
+beside = pd.concat({name: side[columns] for name, side in sides.items()}, axis=1)
 beside = beside.reindex(published.RESCUES["gene"]).swaplevel(axis=1)
 tables.show(beside[columns], index=True, missing="undefined")

@@ -13,39 +13,38 @@
 preset = "smoke"
 source = ""
 cohort = ""
+genes = ""  # such as MUC12,JCHAIN; empty: all of the panel
 
-# %% tags=["remove-cell"]
-from IPython.display import HTML, Markdown
+# %%
+from IPython.display import HTML
 
-from sparsity_trap import runs as results
-from sparsity_trap.analysis import association as stats
-from sparsity_trap.data.sections import open_preset
+from sparsity_trap import runs
+from sparsity_trap.analysis.association import gene_table
+from sparsity_trap.settings import UserError
 from sparsity_trap.show import browser
 
-settings = open_preset(preset, source, cohort)
-mse, poisson = results.contrast(settings)
-genes = stats.gene_table(mse.genes, poisson.genes)
-store = results.store(settings, settings.main_patient)
+settings = runs.open_preset(preset, source, cohort)
+mse, poisson = runs.contrast(settings)  # arms D and E on the main patient
+table = gene_table(mse.genes, poisson.genes)
+store = runs.store(settings, settings.main_patient)
 
 # %% [markdown]
 # The genes of the panel on the section of patient {val}`preset.main_patient`: H&E, counts, and the predictions of arms D (MSE) and E (Poisson) on the counts' colour scale, at 8 µm. Panels pan and zoom together.
-# *Swipe* lays one panel over another.
+# *Swipe* lays one panel over another. Of a panel too large for a page, the genes whose PCC at 8 µm differs most between the arms are held.
 
-# %% tags=["remove-input"]
-shown = browser.browsable(genes)
-Markdown(
-    f"Of {len(genes)} genes the browser holds the {len(shown)} whose scores differ most between the "
-    "arms; tables and figures hold all."
-    if len(shown) < len(genes)
-    else ""
-)
+# %%
+asked = genes.split(",") if genes else browser.browsable(table)["gene"].tolist()
+unknown = ", ".join(gene for gene in asked if gene not in store.genes)
+if unknown:
+    raise UserError(f"genes: {unknown} not in the panel of preset '{settings.name}'")
+print(f"{len(asked)} of {len(table)} genes")
 
 # %% tags=["remove-input"]
 HTML(
     browser.gene_browser(
         store,
         {"MSE": mse.predictions, "Poisson": poisson.predictions},
-        shown,
+        table[table["gene"].isin(asked)],
         settings.folder / "viewer",
     )
 )

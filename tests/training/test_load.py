@@ -238,7 +238,7 @@ def test_memory_does_not_grow_with_the_cohort(tmp_path):
 
 def panel(folder: Path, number: int) -> dict[str, float]:
     """The whole chain on two sections and a panel of many genes, tables and figures too."""
-    from sparsity_trap.show import control_figures, figures, interactive, style
+    from sparsity_trap.show import control_figures, interactive, style
 
     config.ROOT = folder
     names = [f"G{i:04d}" for i in range(number)]
@@ -267,21 +267,17 @@ def panel(folder: Path, number: int) -> dict[str, float]:
     genes = run_cells("04_sparsity", dict(chosen))["genes"]
     assert len(genes) == number and genes["pcc_8um_poisson"].notna().all()
     peaks["association"] = peak_mb()
+    chosen["genes"] = ""
+    pages = [run_cells(page, dict(chosen)) for page in ("03_results", "05_rescue")]
+    pictures = [page["figure"]._repr_jpeg_() for page in pages]
+    peaks["pages"] = peak_mb()
     ledger = run_cells("10_claims", dict(chosen))["ledger"]
     assert list(ledger.table()["key"]) == list(claims.read_claims())
     peaks["claims"] = peak_mb()
     shares = comparisons.gradient_shares(preset, poisson)
     assert shares.groupby("panel")["share"].sum().round(6).eq(1).all()
     peaks["gradient shares"] = peak_mb()
-    store = results.store(preset, "P5")
-    predictions = mse.predictions, poisson.predictions
-    drawn = [
-        figures.collapse_and_recovery(genes, store, *predictions, names[0]),
-        figures.section_panels(store, names[:4], *predictions),
-        figures.rescue_panels(store, names[:4], *predictions, genes),
-        control_figures.gradient_shares(shares, "spaceranger"),
-    ]
-    pictures = [figure._repr_jpeg_() or figure._repr_png_() for figure in drawn]
+    pictures.append(control_figures.gradient_shares(shares, "spaceranger")._repr_png_())
     assert all(len(picture) > 10_000 for picture in pictures)
     scores = {"gain": genes["delta_pcc_8um"]}
     interactive.gene_scatter(genes, scores, scores, "spaceranger")[0].to_json()
