@@ -73,22 +73,3 @@ def mean_interval(values: pd.Series | np.ndarray, n_resamples: int = 5000) -> tu
         (values,), np.mean, n_resamples=n_resamples, method="percentile", rng=0
     ).confidence_interval
     return float(low), float(high)
-
-
-def draw_genes(n: int, n_boot: int, seed: int) -> np.ndarray:
-    """Indices of ``n_boot`` samples of ``n`` genes with replacement, [n_boot, n]."""
-    return np.random.default_rng(seed).integers(n, size=(n_boot, n))
-
-
-def interval(draws: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval; draws in which the statistic is undefined are left out."""
-    draws = draws[np.isfinite(draws)]
-    if draws.size == 0:
-        return np.nan, np.nan
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def bootstrap_mean(values: np.ndarray, n_boot: int = 5000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over genes; NaN with fewer than two."""
-    return mean_interval(values, n_boot)

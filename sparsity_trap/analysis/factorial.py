@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sparsity_trap.analysis.association import LEAST_GENES, bootstrap_mean, draw_genes, interval
+from sparsity_trap.analysis.association import LEAST_GENES, mean_interval
 from sparsity_trap.settings import UserError
 
 FACTORS = ("loss", "link", "bias")
@@ -190,20 +190,34 @@ def share_of_gap(
     # Sums and block counts per gene: a resample of genes is then a matrix product.
     per_gene = contributions.groupby("gene", sort=False)
     sums, sizes = per_gene.sum().to_numpy(), per_gene.size().to_numpy()
-    draws = draw_genes(len(sizes), n_boot, seed)
+    draws = _draw_genes(len(sizes), n_boot, seed)
     drawn = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1, keepdims=True)
     mean = contributions.mean()
-    gap_low, gap_high = interval(drawn[:, -1])
+    gap_low, gap_high = _interval(drawn[:, -1])
     there_is_a_gap = gap_low > 0 or gap_high < 0
     rows = []
     for j, name in enumerate(contributions):
-        low, high = interval(drawn[:, j])
+        low, high = _interval(drawn[:, j])
         share = (np.nan,) * 3
         if there_is_a_gap:
-            share = (mean[name] / mean["gap"], *interval(drawn[:, j] / drawn[:, -1]))
+            share = (mean[name] / mean["gap"], *_interval(drawn[:, j] / drawn[:, -1]))
         rows.append((name, mean[name], low, high, *share, len(sizes)))
     columns = ["factor", "contribution", "contribution_low", "contribution_high"]
     return pd.DataFrame(rows, columns=[*columns, "share", "ci_low", "ci_high", "n_genes"])
+
+
+def _draw_genes(n: int, n_boot: int, seed: int) -> np.ndarray:
+    """Indices of ``n_boot`` samples of ``n`` genes with replacement, [n_boot, n]."""
+    return np.random.default_rng(seed).integers(n, size=(n_boot, n))
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval; draws in which the statistic is undefined are left out."""
+    draws = draws[np.isfinite(draws)]
+    if draws.size == 0:
+        return np.nan, np.nan
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -325,9 +339,7 @@ class DialCurve:
     n_genes: int
 
 
-def dial_curve(
-    table: pd.DataFrame, dial: str = "keep", n_boot: int = 5000, seed: int = 0
-) -> DialCurve:
+def dial_curve(table: pd.DataFrame, dial: str = "keep", n_boot: int = 5000) -> DialCurve:
     """How the gain of Poisson over MSE moves when the counts of the same genes are made sparser.
 
     Parameters
@@ -339,7 +351,7 @@ def dial_curve(
         and head bias, or the dial turns more than sparsity.
     dial
         Name of the setting's column: ``keep`` or ``bin_um``.
-    n_boot, seed
+    n_boot
         Bootstrap draws over genes.
 
     Raises
@@ -367,14 +379,14 @@ def dial_curve(
     curve = []
     for setting in delta:
         values = delta[setting].dropna().to_numpy()
-        low, high = bootstrap_mean(values, n_boot, seed)
+        low, high = mean_interval(values, n_boot)
         curve.append((setting, means[setting], values.mean(), low, high, len(values)))
     doublings = np.log2(delta.columns.to_numpy(dtype=float))
     slopes = delta[delta.notna().sum(axis=1) >= 2].apply(
         lambda row: np.polyfit(doublings[row.notna()], row.dropna(), 1)[0], axis=1
     )
     values = slopes.to_numpy()
-    low, high = bootstrap_mean(values, n_boot, seed)
+    low, high = mean_interval(values, n_boot)
     return DialCurve(
         curve=pd.DataFrame(
             curve, columns=[dial, "mean_count", "delta", "ci_low", "ci_high", "n_genes"]
