@@ -119,7 +119,8 @@ for name, pair in LOSS_PAIRS.items():
         found = dict(pcc_8um=gain.mean(), n_wins=(gain > 0).sum(), n_genes=gain.count())
         quote(f"delta.{name}", **found)
         rows.append({"pair": " and ".join(pair), **found})
-tables.show(pd.DataFrame(rows).rename(columns={"pcc_8um": "gain in PCC 8 µm"}))
+pairs = pd.DataFrame(rows, columns=["pair", "pcc_8um", "n_wins", "n_genes"])
+tables.show(pairs.rename(columns={"pcc_8um": "gain in PCC 8 µm"}))
 
 # %% [markdown]
 # PCC at 8 µm of every gene under any two arms, on the main patient; genes above the line are predicted better by the arm on the vertical axis. A click opens the gene in the [browser](05b_browser).

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -18,6 +20,12 @@ pytestmark = pytest.mark.slow
 AXE = "axe-core-4.14.1"
 AXE_SHA512 = (
     "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
+)
+
+#: What Python writes of an object that has no picture, table or text of its own.
+REPR = re.compile(
+    r"<(?:[\w.]+ object(?: at 0x[0-9a-f]+)?|[\w.]+ at 0x[0-9a-f]+|(?:class|function|module) '?\w.*?)>"
+    r"|\bText\([-\d.]+, "
 )
 
 #: Until nothing on the page is drawn any more.
@@ -72,11 +80,11 @@ def axe(pytestconfig) -> str:
 
 @pytest.fixture(scope="module")
 def pages(smoke_book) -> dict[str, Path]:
-    html = smoke_book / "_build" / "html"
+    root = smoke_book / "_build" / "html"
     found = {
-        str(path.relative_to(html)): path
-        for path in sorted(html.rglob("*.html"))
-        if "_static" not in path.parts and path != html / "index.html"  # leads to book/index.html
+        str(path.relative_to(root)): path
+        for path in sorted(root.rglob("*.html"))
+        if "_static" not in path.parts and path != root / "index.html"  # leads to book/index.html
     }
     assert len(found) >= 20
     return found
@@ -154,6 +162,14 @@ def test_every_picture_is_shown_and_described(seen):
     ]
     assert wrong == []
     assert sum(len(one["pictures"]) for one in seen.values()) > 40
+
+
+def test_no_page_shows_the_repr_of_an_object(pages):
+    found = {}
+    for name, path in pages.items():
+        text = re.sub(r"<(script|style)\b.*?</\1>", "", path.read_text(), flags=re.DOTALL)
+        found[name] = REPR.findall(html.unescape(re.sub(r"<[^>]+>", "", text)))
+    assert {name: shown for name, shown in found.items() if shown} == {}
 
 
 def test_headings_come_in_order(seen):
