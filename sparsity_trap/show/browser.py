@@ -16,23 +16,17 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from sparsity_trap.bins import bin_sum
 from sparsity_trap.data.patches import OVERVIEW_BINS, PATCH_BINS, PatchStore, assemble
 from sparsity_trap.files import building
 from sparsity_trap.show.maps import tissue_bins
 from sparsity_trap.show.page import render
+from sparsity_trap.show.pictures import write_map, write_picture
 from sparsity_trap.show.style import CATEGORY_COLOURS, MARKS
 
-#: A page has to load quickly, and 50 genes of a whole section have to fit the site.
-MAP_BYTES, PICTURE_BYTES = 200_000, 600_000
-_PICTURE_PIXELS = 1600
 #: Genes of one browser; more would be too many pictures for a site.
 MOST_GENES = 100
-#: Steps of colour of a map. Counts fit in 254; predictions of a whole section hardly compress then.
-_STEPS = (254, 64, 32, 16)
-_OUTSIDE_COLOUR, _INK_COLOUR = (0xED, 0xED, 0xED), (0xA3, 0x20, 0x20)
 _BIN_UM = 8
 _SIDE = PATCH_BINS // OVERVIEW_BINS  # 8 µm bins along a patch
 
@@ -84,7 +78,7 @@ def gene_browser(
     with building(folder) as partial:
         partial.mkdir()
         window = _patch_window(store)
-        _write_picture(partial / "he.jpg", store, window, note)
+        write_picture(partial / "he.jpg", store, window, note)
         tops = _write_maps(partial, store, panels, maps, list(genes["gene"]), window, note)
     rows, columns = (part.stop - part.start for part in window)
     in_book = "SPARSITY_TRAP_BOOK" in os.environ
@@ -161,62 +155,9 @@ def _write_maps(
     return tops
 
 
-def write_map(
-    path: Path, values: np.ndarray, mask: np.ndarray, top: float, note: str = "", about: str = ""
-) -> None:
-    """Write a map as a lossless WebP, one pixel per bin, with a note in rows of pixels below it.
-
-    Parameters
-    ----------
-    path
-        The WebP; at most `MAP_BYTES` for a section of 800 x 800 bins.
-    values, mask
-        ``[H, W]`` UMI per bin, and where it is in tissue.
-    top
-        Value of the last colour; larger ones show it too. Colours follow the square root.
-    note
-        Written below the map, so that a copy of the file says what it shows.
-    about
-        Description among the file's own data (Exif).
-    """
-    position = np.sqrt(np.clip(np.nan_to_num(values) / top, 0, 1))
-    below = np.where(_lettering(note, mask.shape[1])[..., None], _INK_COLOUR, _OUTSIDE_COLOUR)
-    exif = Image.Exif()
-    exif[ExifTags.Base.ImageDescription] = about
-    for steps in _STEPS:
-        level = np.rint(position * (steps - 1)) / (steps - 1)
-        colours = matplotlib.colormaps["magma"](level, bytes=True)[..., :3]
-        pixels = np.vstack([np.where(mask[..., None], colours, _OUTSIDE_COLOUR), below])
-        # The least method that keeps colours which follow each other near in WebP's palette.
-        options = {"lossless": True, "method": 5, "quality": 90, "exif": exif}
-        Image.fromarray(pixels.astype(np.uint8)).save(path, "webp", **options)
-        if path.stat().st_size <= MAP_BYTES:
-            break
-
-
 def _patch_map(values: Any, patch: int) -> np.ndarray:
     """All genes of one patch at 8 µm, float32 [G, 32, 32]."""
     return bin_sum(np.asarray(values[patch], np.float32), OVERVIEW_BINS)
-
-
-def _lettering(note: str, width: int) -> np.ndarray:
-    """The note as pixels, bool [rows, width]: one pixel per dot of a bitmap font, wrapped."""
-    if not note:
-        return np.zeros((0, width), bool)
-    font = ImageFont.load_default_imagefont()
-    lines: list[str] = []
-    for word in note.split():
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getbbox(joined)[2] <= width - 4:
-            lines[-1] = joined
-        else:
-            lines.append(word)
-    height = font.getbbox(note)[3] + 1
-    strip = Image.new("1", (width, height * len(lines) + 2))
-    draw = ImageDraw.Draw(strip)
-    for i, line in enumerate(lines):
-        draw.text((2, 1 + i * height), line, fill=1, font=font)
-    return np.asarray(strip)
 
 
 def _patch_window(store: PatchStore) -> tuple[slice, slice]:
@@ -224,27 +165,6 @@ def _patch_window(store: PatchStore) -> tuple[slice, slice]:
     first = store.origin[:].min(0) // OVERVIEW_BINS
     last = store.origin[:].max(0) // OVERVIEW_BINS + _SIDE
     return slice(first[0], last[0]), slice(first[1], last[1])
-
-
-def _write_picture(path: Path, store: PatchStore, window: tuple[slice, slice], note: str) -> None:
-    """H&E of the window as JPEG; finer than the overview where `_PICTURE_PIXELS` allow."""
-    overview = store.overview[window]
-    rows, columns = overview.shape[:2]
-    finer = max((f for f in (4, 2) if f * max(rows, columns) <= _PICTURE_PIXELS), default=1)
-    size = (columns * finer, rows * finer)
-    picture = Image.fromarray(overview).resize(size, Image.Resampling.BICUBIC)
-    side = _SIDE * finer
-    for patch, (row, column) in enumerate(store.origin[:] // OVERVIEW_BINS):
-        tile = Image.fromarray(store.images[patch]).resize((side, side), Image.Resampling.BOX)
-        at = (column - window[1].start) * finer, (row - window[0].start) * finer
-        picture.paste(tile, tuple(map(int, at)))
-    ink = _lettering(note, columns).repeat(finer, 0).repeat(finer, 1)
-    below = np.where(ink[..., None], _INK_COLOUR, _OUTSIDE_COLOUR).astype(np.uint8)
-    image = Image.fromarray(np.vstack([np.asarray(picture), below]))
-    for quality in range(88, 30, -6):
-        image.save(path, "jpeg", quality=quality, optimize=True)
-        if path.stat().st_size <= PICTURE_BYTES:
-            break
 
 
 def _gene_texts(row: dict, panels: list[dict], top: float) -> dict:

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from scipy.spatial import cKDTree
 
 from sparsity_trap.data.patches import PatchStore
-from sparsity_trap.show import browser, style
+from sparsity_trap.show import browser, pictures, style
 
 GENES = ["PIGR", "COL1A1", "A<B/&"]
 ORIGIN = [(128, 0), (128, 128), (256, 128)]  # the first row of patches has no tissue
@@ -150,7 +150,7 @@ def test_map_of_a_full_section_stays_small_and_keeps_its_order(tmp_path):
     rng = np.random.default_rng(1)
     coarse = rng.gamma(1.0, 1.0, (100, 100)).repeat(8, 0).repeat(8, 1)
     values = coarse * rng.gamma(60, 1 / 60, (800, 800))
-    browser.write_map(tmp_path / "map.webp", values, np.ones(values.shape, bool), 4.0)
+    pictures.write_map(tmp_path / "map.webp", values, np.ones(values.shape, bool), 4.0)
     assert (tmp_path / "map.webp").stat().st_size <= 200_000
     palette = 255 * matplotlib.colormaps["magma"](np.linspace(0, 1, 256))[:, :3]
     distance, level = cKDTree(palette).query(colours(tmp_path / "map.webp"))
