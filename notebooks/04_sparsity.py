@@ -68,9 +68,9 @@ def association(x, y):
     found = dict.fromkeys(("rho", "p_value", "ci_low", "ci_high"), np.nan)
     if len(x) < LEAST_GENES or min(x.nunique(), y.nunique()) < 2:
         return found
-    orders = {"permutation_type": "pairings", "n_resamples": 9999, "rng": 0}
+    orders = {"permutation_type": "pairings", "n_resamples": 9999, "batch": 500, "rng": 0}
     dealt = stats.permutation_test((x,), lambda x, axis: rho(x, y.to_numpy(), axis), **orders)
-    draws = {"paired": True, "n_resamples": 5000, "method": "percentile", "rng": 0}
+    draws = {"paired": True, "n_resamples": 5000, "batch": 500, "method": "percentile", "rng": 0}
     low, high = stats.bootstrap((x, y), rho, **draws).confidence_interval
     return {"rho": rho(x, y), "p_value": dealt.pvalue, "ci_low": low, "ci_high": high}
 
