@@ -15,8 +15,8 @@ PATIENTS ?=
 PORT ?= 8000
 # More options of JupyterLab, such as LAB=--no-browser.
 LAB ?=
-# Steps on a GPU at a time: one here, as many as cores without a GPU, as many as are free on a cluster.
-GPUS ?= $(if $(PROFILE),1000,$(if $(shell command -v nvidia-smi),1,$(CORES)))
+# Steps on a GPU at a time: one on each card, as many as cores without a GPU, as many as are free on a cluster.
+GPUS ?= $(if $(PROFILE),1000,$(if $(shell command -v nvidia-smi),$(shell nvidia-smi --list-gpus | wc -l),$(CORES)))
 
 VENV := .venv
 BIN := $(VENV)/bin

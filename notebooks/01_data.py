@@ -60,7 +60,11 @@ Markdown(
 figures.section_overview(store)
 
 # %% tags=["remove-input"]
-Markdown(f"**Warning:** {shift.warning}." if shift.warning else "")
+Markdown(
+    f"**Warning:** {shift.warning}."
+    if shift.warning
+    else "Counts and image show no shift against each other."
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Registration. Contours enclose bins with many counts; they must follow dark tissue. Right: mean over patches of the correlation of optical density with counts at every offset; the cross marks its peak, which should lie at zero."}, "image": {"alt": "Close-up of H&E with count contours, and a correlation map"}}
 figures.registration_check(store, shift)

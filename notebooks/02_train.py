@@ -11,55 +11,146 @@ preset = "smoke"
 source = ""
 cohort = ""
 arm = "E"
-test_patient = "P5"
-seed = 0
+test_patients = ""
+seeds = ""
 
 # %% tags=["remove-cell"]
+import pandas as pd
+import torch
 from IPython.display import Markdown
+from matplotlib.ticker import MaxNLocator
 
-from sparsity_trap import runs as results
-from sparsity_trap.data.sections import open_preset
+import sparsity_trap as st
+from sparsity_trap import runs
+from sparsity_trap.decoders import build_decoder
 from sparsity_trap.settings import Run
-from sparsity_trap.show import curves, tables
+from sparsity_trap.show import style, tables
+from sparsity_trap.training import open_tokens, training_mean
 
-settings = open_preset(preset, source, cohort)
+settings = runs.open_preset(preset, source, cohort)
 definition = settings.arm(arm)
 
 # %% tags=["remove-input", "title"]
 Markdown(f"# Arm {arm}: {definition.title}")
 
 # %% [markdown]
-# One run, from the cached tokens of the training patients to predictions for the patient left out. The test patient's section is opened after the checkpoint has been chosen.
+# One decoder, one loss, and every run of the arm: trained with one patient left out, on the cached tokens of the others. A test patient's section is opened after the checkpoint has been chosen.
+#
+# ## Decoder and loss
 
-# %% tags=["hide-input"]
-run = Run(arm=arm, test_patient=test_patient, seed=seed)
-result = results.load(settings, run)
+# %%
+patient = settings.main_patient
+store = runs.store(settings, settings.training_patients(patient)[0])
+encoded, views = open_tokens(settings, store.patient)
+first = Run(arm=arm, test_patient=patient, seed=0)
+start = definition.bias
+if start == "gene-mean":
+    start = st.losses.initial_eta(torch.tensor(training_mean(settings, first)), definition.link)
+torch.manual_seed(first.seed)
+decoder = build_decoder(
+    definition.decoder,
+    channels=encoded.shape[2],
+    genes=len(store.genes),
+    bias=start,
+    **settings.decoder.model_dump(),  # hidden, heads, layers, neighbours, dropout
+)
+objective = st.Objective(
+    definition.loss,
+    link=definition.link,
+    genes=len(store.genes),
+    resolutions_um=definition.resolutions_um,
+    masked=definition.masked,
+)
+
+# %%
+parts = {name: sum(p.numel() for p in part.parameters()) for name, part in decoder.named_children()}
+parts |= {name: part.numel() for name, part in decoder.named_parameters(recurse=False)}
+parts = pd.Series(parts, name="parameters").loc[lambda n: n > 0]
+tables.show(
+    pd.concat([parts, pd.Series({"all": parts.sum()}, name="parameters")]).to_frame(), index=True
+)
+
+# %% [markdown]
+# ## One step by hand
+#
+# Two patches of a training section, as the first step sees them: standardised tokens, the linear output η, the rate λ that the link makes of it, the loss over tissue bins, and what each gene contributes to the gradient on η.
+
+# %%
+tokens = torch.tensor(encoded[:2][:, 0]).float()
+tokens = (tokens - tokens.mean((0, 2, 3), keepdim=True)) / tokens.std((0, 2, 3), keepdim=True)
+counts, mask = torch.tensor(store.counts[:2].astype("int32")), torch.tensor(store.mask[:2])
+eta = decoder(tokens)
+rate = st.rate(eta, definition.link)
+loss = objective(eta, counts, mask)
+(gradient,) = torch.autograd.grad(loss, eta)
+squared = gradient.square().sum((0, 2, 3))
+
+# %%
+step = pd.DataFrame(
+    {
+        "gene": store.genes,
+        "mean count in tissue": counts.movedim(1, 0)[:, mask].float().mean(1),
+        "mean rate at the start": rate.detach().movedim(1, 0)[:, mask].mean(1),
+        "share of the squared gradient": squared / squared.sum(),
+    }
+)
+tables.show(step.nlargest(5, "share of the squared gradient"))
 
 # %% tags=["remove-input"]
-what = result.provenance
+Markdown(
+    f"The loss of this step is {loss.item():.4g}; the five genes above have the largest part in it."
+)
+
+# %% [markdown]
+# ## All runs
+#
+# Each run draws one cached view of every training patch per epoch, and keeps the epoch with the lowest loss on strips of the training sections that are held out.
+
+# %%
+chosen = [
+    this
+    for this in settings.all_runs()
+    if this.arm == arm
+    and (not test_patients or this.test_patient in test_patients.split(","))
+    and (not seeds or str(this.seed) in seeds.split(","))
+]
+results = [runs.load(settings, this) for this in chosen or [first]]
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss and PCC at 8 µm on the held-out strips of the training patients, one line per run. Dots are the epochs that were kept."}, "image": {"alt": "Training curves of the arm's runs"}}
+figure, (left, right) = style.subplots(1, 2, figsize=(8.2, 2.9))
+curves = []
+for number, result in enumerate(results):
+    log, name = result.log, f"{result.run.test_patient}, seed {result.run.seed}"
+    best = log.loc[log["validation_loss"].idxmin()]
+    for axis, column in ((left, "validation_loss"), (right, "validation_pcc_8um")):
+        (line,) = axis.plot(log["epoch"], log[column], color=f"C{number % 10}", lw=1.2, label=name)
+        axis.plot(best["epoch"], best[column], "o", ms=4, color=line.get_color())
+    curves.append(log.drop(columns="seconds").assign(run=name))
+left.set(xlabel="epoch", ylabel="held-out loss")
+right.set(xlabel="epoch", ylabel="PCC at 8 µm, held-out strips")
+for axis in (left, right):
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+right.legend(title="test patient", fontsize=7, frameon=False)
+style.mark(figure, settings.source, pd.concat(curves))
+
+# %% [markdown]
+# Scores on the test patients, means over genes, within tissue unless *unmasked* is said:
+
+# %%
+columns = ["test_patient", "seed", "pcc_2um", "pcc_8um", "pcc_8um_unmasked", "ssim_2um", "deviance"]
+columns += ["pcc_8um_rate", "epochs", "seconds"]
+table = runs.run_table(settings, results)[columns].dropna(axis=1, how="all")
+tables.show(table.astype({"seconds": int}), missing="undefined")
+
+# %% tags=["remove-input"]
+what = results[0].provenance
 Markdown(
     f"""
 | | |
 |---|---|
-| trained on | {", ".join(what["training_patients"])}: {what["training_patches"]} patches |
-| selected on | {what["validation_patches"]} patches of the same patients, along one side of each section |
-| tested on | {test_patient} |
-| decoder | {definition.decoder}, {what["parameters"]:,} parameters |
-| loss, link, initial bias | {definition.loss}, {definition.link}, {definition.bias} |
-| epochs | {what["epochs"]}, the best was {what["best_epoch"]} |
-| seed | {seed} |
-| time | {what["seconds"]:.0f} s on {what["hardware"]} |
+| training patches of the first run | {what["training_patches"]}, of {", ".join(what["training_patients"])} |
+| patches that select the epoch | {what["validation_patches"]}, along one side of each of these sections |
+| trained parameters | {what["parameters"]:,} |
+| hardware | {what["hardware"]} |
 """
 )
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss and PCC at 8 µm on the held-out blocks of the training patients. The dot is the epoch that was kept."}, "image": {"alt": "Training curves of one run"}}
-curves.training_dynamics({arm: result.log}, settings.source)
-
-# %% [markdown]
-# ## Scores on the test patient
-#
-# Means over genes, within tissue unless *unmasked* is said.
-
-# %% tags=["remove-input"]
-scores = result.genes[[c for c in results.SCORES if result.genes[c].notna().any()]]
-tables.show(scores.agg(["mean", "min", "max"]).T, index=True)

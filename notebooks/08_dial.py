@@ -55,7 +55,7 @@ figure
 # :::
 
 # %% tags=["remove-input"]
-plot = HTML("")
+plot = HTML("<!-- not trained -->")
 if dials:
     categories = table.groupby("gene")["category"].first()
     figure, choices = interactive.dial_browser(dials, categories, settings.source)

@@ -3,15 +3,19 @@
     python workflow/execute_notebook.py notebooks/02_train.py out.ipynb preset=smoke arm=E
 
 The output appears only when the whole notebook ran. A problem the user can mend ends in one sentence.
+Of several GPUs, each notebook takes one that no other notebook has.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
+import fcntl
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +28,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from sparsity_trap.files import building
+from sparsity_trap.files import building, commit, hardware
 from sparsity_trap.progress import display_options
 from sparsity_trap.settings import UserError, parse_yaml
-
-#: Longest folder, bytes, for sockets in it: their paths may have 103 (macOS), of which 15 are ours.
-_SOCKET_FOLDER = 88
 
 
 def parse(pairs: list[str], allowed: dict) -> dict:
@@ -55,27 +56,39 @@ def parse(pairs: list[str], allowed: dict) -> dict:
     return values
 
 
+def cards() -> list[str]:
+    """Names of the GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` takes them."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [card for card in chosen.split(",") if card]
+    if not shutil.which("nvidia-smi"):
+        return []
+    done = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+    )
+    return [str(i) for i in range(len(done.stdout.splitlines()))]
+
+
 @contextmanager
-def _scratch() -> Iterator[str]:
-    """Temporary folder, also of the sockets through which the kernel is talked to."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            if len(os.fsencode(folder)) > _SOCKET_FOLDER:
-                raise UserError(
-                    f"{folder} is too long a path for sockets: set TMPDIR to a shorter one"
-                )
-            yield folder
-    except OSError as error:
-        if "No usable temporary directory" in str(error):
-            raise UserError(
-                "no folder for temporary files can be written to: set TMPDIR to one that can"
-            ) from None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{tempfile.gettempdir()} is full: free some space, or set TMPDIR to a folder on "
-                "another disk"
-            ) from None
-        raise
+def own_card(pause: float = 1.0) -> Iterator[str | None]:
+    """Wait for a GPU that no other notebook of this user has; None where there is no choice.
+
+    The lock is the operating system's: it ends with the process that holds it, however that ended.
+    """
+    names = cards()
+    if len(names) < 2:
+        yield None
+        return
+    while True:
+        for name in names:
+            place = Path(tempfile.gettempdir()) / f"sparsity-trap-{os.getuid()}-gpu-{name}"
+            with place.open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield name
+                return
+        time.sleep(pause)
 
 
 def execute(script: Path, output: Path, pairs: list[str]) -> None:
@@ -88,13 +101,17 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
         "display_name": "Python 3",
         "language": "python",
     }
-    with building(output) as partial:
+    # What the page says of itself, whatever made the results that it shows.
+    notebook.metadata["sparsity_trap"] = {"commit": commit(), "hardware": hardware()}
+    with building(output) as partial, own_card() as card:
+        if card is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = card
         partial.write_bytes(_executed(notebook, script, pairs))
 
 
 def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -> bytes:
     """Run the notebook of a script; return the executed one, as its file."""
-    with _scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / f"{script.stem}.ipynb"
         nbformat.write(notebook, source)
         declared = papermill.inspect_notebook(str(source))

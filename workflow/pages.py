@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
 
-from sparsity_trap.settings import SOURCE_NAMES, Preset, Run
+from sparsity_trap.settings import SOURCE_NAMES, Preset, UserError
 
 
 def as_page(
@@ -30,6 +31,11 @@ def as_page(
         From ``numbers.json``.
     folder
         Of the staged book; tables go to ``tables/figures`` in it.
+
+    Raises
+    ------
+    UserError
+        A cell's output would show as the address of an object in memory.
     """
     for i, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", [])
@@ -38,10 +44,23 @@ def as_page(
             notebook.cells[i] = nbformat.v4.new_markdown_cell(heading)
         elif "injected-parameters" in tags:
             cell.metadata["tags"] = [*tags, "remove-cell"]
+        _refuse_objects(cell, name)
     files = _figure_data(notebook, name, folder / "tables" / "figures")
     made = _how_made(notebook, preset, numbers, files)
     notebook.cells.append(nbformat.v4.new_markdown_cell(made))
     return notebook
+
+
+def _refuse_objects(cell: nbformat.NotebookNode, name: str) -> None:
+    """Python's own words for an object, such as ``<Markdown object>``, tell a reader nothing."""
+    for output in cell.get("outputs", []):
+        shown = [kind for kind, content in output.get("data", {}).items() if content]
+        text = output.get("data", {}).get("text/plain", "")
+        if shown == ["text/plain"] and re.match(r"<[\w.]+.* (object|at 0x\w+)", text):
+            raise UserError(
+                f"page {name}: the cell '{cell.source[:60]}' shows {text}: end it with something "
+                "that the page can show"
+            )
 
 
 def _figure_data(notebook: nbformat.NotebookNode, name: str, folder: Path) -> list[str]:
@@ -64,14 +83,11 @@ def _how_made(
     notebook: nbformat.NotebookNode, preset: Preset, numbers: dict, files: list[str]
 ) -> str:
     """Markdown of the table that ends a page."""
-    papermill = notebook.metadata.papermill
+    papermill, own = notebook.metadata.papermill, notebook.metadata.sparsity_trap
     parameters = papermill.parameters
     script = Path(papermill.input_path).with_suffix(".py").name
-    if "seed" in parameters:
-        runs = [Run(**{key: parameters[key] for key in ("arm", "test_patient", "seed")})]
-    else:
-        runs = preset.all_runs()
-    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    runs = [run for run in preset.all_runs() if run.arm == parameters.get("arm", run.arm)]
+    seeds = sorted({run.seed for run in runs})
     hashes = "; ".join(f"{p} `{numbers[f'cohort.sha256.{p}'][:12]}`" for p in preset.patients)
     given = " ".join(f"{key}={value}" for key, value in parameters.items() if value != "")
     rows = {
@@ -81,9 +97,9 @@ def _how_made(
             f"{{download}}`{file} <tables/figures/{file}>`" for file in files
         )
         or "maps and tables only",
-        "seed" if len({run.seed for run in runs}) == 1 else "seeds": seeds,
-        "commit": f"`{numbers['run.commit']}`",
-        "hardware": numbers["run.hardware"],
+        "seed" if len(seeds) == 1 else "seeds": ", ".join(map(str, seeds)),
+        "commit": f"`{own.commit}`",
+        "hardware": own.hardware,
         "wall time": f"{papermill.duration:.0f} s for this page; "
         f"{numbers['training.seconds.total']:,.0f} s for the training of all runs",
     }

@@ -15,17 +15,65 @@ import pages
 
 from sparsity_trap import runs
 from sparsity_trap.data.sections import open_preset
+from sparsity_trap.encoders import PATCH_UM_PER_PX
 from sparsity_trap.files import building
-from sparsity_trap.settings import ROOT, UserError
+from sparsity_trap.settings import ROOT, Preset, UserError
 from sparsity_trap.show import explorer
 from sparsity_trap.training import open_tokens
+
+
+def quoted(preset: Preset) -> dict[str, object]:
+    """Every number that prose may quote: those of the notebooks, and the settings.
+
+    Raises
+    ------
+    UserError
+        Two notebooks quote one key with different values.
+    """
+    numbers: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    sources = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted((preset.folder / "numbers").glob("*.json"))
+    }
+    for name, values in {**sources, "the preset": of_preset(preset)}.items():
+        for key, value in values.items():
+            if numbers.setdefault(key, value) != value:
+                raise UserError(
+                    f"'{key}' is {numbers[key]} in {origin[key]} and {value} in {name}: quote it once"
+                )
+            origin.setdefault(key, name)
+    return json.loads((preset.folder / "numbers.json").read_text()) | numbers
+
+
+def of_preset(preset: Preset) -> dict[str, object]:
+    """Settings of a preset by dotted key, and totals over its runs."""
+    this = preset.all_runs()
+    records = [json.loads((preset.run_dir(r) / "provenance.json").read_text()) for r in this]
+    values: dict[str, object] = {
+        "preset.name": preset.name,
+        "preset.source": preset.source,
+        "preset.main_patient": preset.main_patient,
+        "preset.n_runs": len(this),
+        "preset.n_arms": len({r.arm for r in this}),
+        "encoder.um_per_px": PATCH_UM_PER_PX,
+        "training.seconds.total": sum(record["seconds"] for record in records),
+        "run.commit": records[0]["commit"],
+        "run.hardware": records[0]["hardware"],
+        "panel.n_genes": len(runs.panel(preset)),
+    }
+    for name in ("simulation", "genes", "patches", "encoder", "decoder", "training"):
+        if name != "simulation" or preset.source != "spaceranger":
+            fields = getattr(preset, name).model_dump(mode="json").items()
+            values |= {f"{name}.{key}": v for key, v in fields if not isinstance(v, list)}
+    return values
 
 
 def main() -> None:
     split = sys.argv.index("--")
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:split])
     preset = open_preset(**arguments)
-    numbers = json.loads((preset.folder / "numbers.json").read_text())
+    numbers = quoted(preset)
     run = {
         "source": preset.source,
         "preset": preset.name,
@@ -40,11 +88,9 @@ def main() -> None:
         notebooks = [Path(name) for name in sys.argv[split + 1 :]]
         shutil.copytree(preset.folder / "tables", folder / "tables")
         for path in notebooks:
-            # The book shows one run per arm, under the arm's name.
-            name = path.stem.removesuffix("-s0").removesuffix(f"-{preset.main_patient}")
             notebook = nbformat.read(path, as_version=4)
-            page = pages.as_page(notebook, name, preset, numbers, folder)
-            nbformat.write(page, folder / f"{name}.ipynb")
+            page = pages.as_page(notebook, path.stem, preset, numbers, folder)
+            nbformat.write(page, folder / path.name)
         (folder / "numbers.json").write_text(json.dumps(numbers, indent=1))
         (folder / "run.json").write_text(json.dumps(run, indent=1))
         shutil.copytree(preset.folder / "viewer", folder / "viewer")
