@@ -100,7 +100,8 @@ rescued = ["MUC12", "JCHAIN", "DES", "FCGBP"]
 asked = genes.split(",") if genes else in_panel(rescued, store.genes)
 unknown = ", ".join(gene for gene in asked if gene not in store.genes)
 if unknown:
-    raise UserError(f"genes: {unknown} not in the panel of preset '{settings.name}'")
+    known = ", ".join(store.genes[:3])
+    raise UserError(f"genes: the panel has no {unknown}; name some that it has, such as {known}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rescue", "caption": "Genes whose rescue the publication shows, or those asked for, in this run."}, "image": {"alt": "H&E, counts, MSE and Poisson predictions of these genes in one patch each"}}
 patches_of(asked)

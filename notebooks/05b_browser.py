@@ -36,7 +36,8 @@ store = runs.store(settings, settings.main_patient)
 asked = genes.split(",") if genes else browser.browsable(table)["gene"].tolist()
 unknown = ", ".join(gene for gene in asked if gene not in store.genes)
 if unknown:
-    raise UserError(f"genes: {unknown} not in the panel of preset '{settings.name}'")
+    known = ", ".join(store.genes[:3])
+    raise UserError(f"genes: the panel has no {unknown}; name some that it has, such as {known}")
 print(f"{len(asked)} of {len(table)} genes")
 
 # %% tags=["remove-input"]

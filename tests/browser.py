@@ -114,8 +114,9 @@ class Chromium:
         text = key if len(key) == 1 else ""
         code = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40}.get(key, 0)
         for kind in ("keyDown", "keyUp"):
-            self("Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else "",
-                 windowsVirtualKeyCode=code)  # fmt: skip
+            typed = text if kind == "keyDown" else ""
+            event = {"type": kind, "key": key, "text": typed, "windowsVirtualKeyCode": code}
+            self("Input.dispatchKeyEvent", **event)
 
     def mouse(self, kind: str, at: tuple[float, float], **more) -> None:
         self("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], **more)

@@ -47,9 +47,9 @@ UNUSED_ICONS = re.compile(
 #: Page of a repository: host, owner, name; no password and nothing below.
 REPOSITORY = re.compile(r"https://[\w.-]+/[\w./-]*[\w-]/[\w.-]+")
 
-#: What readers of speech are told wrongly, by pattern and replacement: a control without a name, two
-#: whose name is not the text they show, and a list of what are not list items. No option of the
-#: theme, of MyST-NB or of docutils changes these; left alone, they fail the rules of axe-core.
+#: What readers of speech are told wrongly, by pattern and replacement: a control without a name,
+#: two whose name is not the text they show, and a list of what are not list items. No option of
+#: the theme, of MyST-NB or of docutils changes these; left alone, they fail the rules of axe-core.
 SPOKEN = (
     (re.compile(r'<summary>(?=<span class="toctree-toggle")'), '<summary aria-label="Sections">'),
     (re.compile(r'(<button class="btn search-button-field [^>]*?) aria-label="[^"]*"'), r"\1"),

@@ -110,8 +110,8 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
         showlegend=False,
         marker={"color": np.where(table["order"] == 1, POISSON_COLOUR, "#8A8A8A"), "size": 9},
         error_x={"type": "data", "color": "#8A8A8A", "width": 0},
-        hovertemplate="<b>%{y}</b><br>%{x:+.4f} (%{customdata[0]:+.4f} to %{customdata[1]:+.4f})<br>"
-        "p = %{customdata[2]:.2g}<extra></extra>",
+        hovertemplate="<b>%{y}</b><br>%{x:+.4f} (%{customdata[0]:+.4f} to %{customdata[1]:+.4f})"
+        "<br>p = %{customdata[2]:.2g}<extra></extra>",
     )
     figure.add_vline(x=0, line=_GREY_LINE)
     figure.update_xaxes(nticks=5)

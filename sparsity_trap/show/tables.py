@@ -1,4 +1,4 @@
-"""Tables of results as the book shows them: headings in words, numbers rounded, columns that sort."""
+"""Tables as the book shows them: headings in words, numbers rounded, columns that sort."""
 
 from __future__ import annotations
 

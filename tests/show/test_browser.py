@@ -84,9 +84,8 @@ def browser_page(simulated, table, predictions, tmp_path_factory) -> Path:
         patch.setenv("SPARSITY_TRAP_BOOK", "1")
         fragment = browser.gene_browser(simulated, predictions, table, folder / "viewer")
     page = folder / "page.html"
-    page.write_text(
-        f'<!doctype html><meta charset="utf8"><title>t</title><body style="height:3000px">{fragment}'
-    )
+    head = '<!doctype html><meta charset="utf8"><title>t</title><body style="height:3000px">'
+    page.write_text(head + fragment)
     return page
 
 

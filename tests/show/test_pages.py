@@ -24,15 +24,16 @@ AXE_SHA512 = (
 
 #: What Python writes of an object that has no picture, table or text of its own.
 REPR = re.compile(
-    r"<(?:[\w.]+ object(?: at 0x[0-9a-f]+)?|[\w.]+ at 0x[0-9a-f]+|(?:class|function|module) '?\w.*?)>"
-    r"|\bText\([-\d.]+, "
+    r"<[\w.]+ object(?: at 0x[0-9a-f]+)?>|<[\w.]+ at 0x[0-9a-f]+>"
+    r"|<(?:class|function|module) '?\w.*?>|\bText\([-\d.]+, "
 )
 
 #: Until nothing on the page is drawn any more.
 DRAWN = """
     (!document.querySelector(".math") || Boolean(document.querySelector("mjx-container")))
     && [...document.querySelectorAll(".interactive-plot")].every(b => b.querySelector(".main-svg"))
-    && [...document.querySelectorAll(".gene-browser, .loss-explorer")].every(b => "ready" in b.dataset)
+    && [...document.querySelectorAll(".gene-browser, .loss-explorer")]
+        .every(b => "ready" in b.dataset)
 """
 
 PICTURES = """
