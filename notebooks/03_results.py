@@ -151,6 +151,7 @@ tables.show(table.astype({"seconds": int}), missing="undefined", sortable=True)
 here = every[every["test_patient"] == settings.main_patient].sort_values("seed")
 for row in here.drop_duplicates("arm").to_dict("records"):
     quote(f"arm.{row['arm']}", **row)
+quote("decoder.hist2st", parameters=poisson.provenance["parameters"])
 quote("preset", n_runs=len(every), n_arms=every["arm"].nunique())
 quote(
     "training",
@@ -171,7 +172,6 @@ quote(
 # {val}`published.img2st_pcc_8um:.3f` at 8 µm; its own per-gene means at 8 µm are {val}`published.pcc_8um_mse:.3f` (D) and {val}`published.pcc_8um_poisson:.3f` (E).
 
 # %%
-quote("published", **published.SUMMARY)
 tables.show(published.ARMS)
 
 # %% [markdown]
