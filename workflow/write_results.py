@@ -12,27 +12,21 @@ import numpy as np
 
 from sparsity_trap import runs as results
 from sparsity_trap import scaling
-from sparsity_trap.analysis import association as stats
 from sparsity_trap.analysis import comparisons
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.encoders import PATCH_UM_PER_PX
 from sparsity_trap.files import building
-from sparsity_trap.runs import Result, open_preset, pick, plain, run_table, store
-from sparsity_trap.scores import GeneScores
-from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM, Preset, UserError
+from sparsity_trap.runs import Result, open_preset, pick, plain, store
+from sparsity_trap.settings import POISSON_ARM, Preset, UserError
 
 
 def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | str | None]:
-    """Flat table of every number quoted in the book; NaN becomes None.
+    """Settings and sizes that the book quotes, by dotted key such as ``cohort.n_patches.P5``.
 
-    Keys are dotted and lower-case but for names of arms and patients, e.g. ``arm.E.pcc_8um`` (mean
-    over genes on the main patient, within tissue, lowest seed) or ``cohort.n_patches.P5``.
+    NaN becomes None. Results are quoted by the notebooks that compute them.
     """
     main = preset.main_patient
-    here = {
-        r.run.arm: pick(results, r.run.arm, main) for r in results if r.run.test_patient == main
-    }
-    d, e = here[MSE_ARM], here[POISSON_ARM]
+    e = pick(results, POISSON_ARM, main)
     values: dict[str, object] = {
         "preset.name": preset.name,
         "preset.source": preset.source,
@@ -40,13 +34,6 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
         "encoder.um_per_px": PATCH_UM_PER_PX,
         "scale.patches": scaling.patches_per_section(),
         "scale.reached": scaling.REACHED,
-        "preset.n_runs": len(results),
-        "preset.n_arms": len({r.run.arm for r in results}),
-        "training.n_train": e.provenance["training_patches"],
-        "training.n_validation": e.provenance["validation_patches"],
-        "training.seconds.total": sum(r.provenance["seconds"] for r in results),
-        "decoder.hist2st.parameters": e.provenance["parameters"],
-        "ssim.zeros": _ssim_of_nothing(store(preset, main)),
         "run.commit": e.provenance["commit"],
         "run.hardware": e.provenance["hardware"],
     }
@@ -58,12 +45,6 @@ def numbers(preset: Preset, results: list[Result]) -> dict[str, float | int | st
     for patient in preset.patients:
         values |= _cohort_numbers(store(preset, patient))
     values["cohort.n_patches"] = sum(values[f"cohort.n_patches.{p}"] for p in preset.patients)
-    for row in run_table(preset, list(here.values())).to_dict("records"):
-        values |= {f"arm.{row['arm']}.{key}": value for key, value in row.items()}
-    values |= _contrast_numbers("delta", d, e)
-    for name, (mse, poisson) in LOSS_PAIRS.items():
-        if mse in here and poisson in here:
-            values |= _contrast_numbers(f"delta.{name}", here[mse], here[poisson])
     return {key: plain(value) for key, value in values.items()}
 
 
@@ -80,28 +61,6 @@ def _cohort_numbers(store: PatchStore) -> dict[str, object]:
         f"cohort.sparsity.{store.patient}": zeros / (tissue * len(store.genes)),
         f"cohort.sha256.{store.patient}": digest.hexdigest(),
     }
-
-
-def _contrast_numbers(prefix: str, mse: Result, poisson: Result) -> dict[str, object]:
-    """Poisson − MSE over genes at 8 µm: mean difference, wins, and the largest gain."""
-    table = stats.gene_table(mse.genes, poisson.genes)
-    gain = table["delta_pcc_8um"]
-    largest = table.loc[gain.idxmax()]
-    return {
-        f"{prefix}.pcc_8um": gain.mean(),
-        f"{prefix}.n_wins": int((gain > 0).sum()),
-        f"{prefix}.n_genes": int(gain.notna().sum()),
-        f"{prefix}.best_gene": largest["gene"],
-        f"{prefix}.best_gain": largest["delta_pcc_8um"],
-    }
-
-
-def _ssim_of_nothing(store: PatchStore) -> float:
-    """SSIM at 2 µm of a prediction that is zero everywhere, averaged like that of an arm."""
-    scores = GeneScores()
-    for counts, mask in zip(store.counts, store.mask, strict=True):
-        scores.update(counts[None], np.zeros_like(counts)[None], mask[None])
-    return float(np.nanmean(scores.compute()["ssim_2um"]))
 
 
 def main() -> None:
