@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from sparsity_trap import runs
-from sparsity_trap.analysis import comparisons, controls, mechanism, published
+from sparsity_trap.analysis import controls, dial, factorial, mechanism, published
 from sparsity_trap.analysis.association import LEAST_GENES, mean_interval
 from sparsity_trap.analysis.claims import NULL_PCC, WORTH, WORTH_RHO, Estimate, Ledger, verdict
 from sparsity_trap.show import tables
@@ -69,9 +69,9 @@ ceiling = pd.Series(ceiling, store.genes)
 # The loss's share of the gap ([](07_factorial.ipynb)), the dial of thinned counts ([](08_dial.ipynb)), and the toy fits of [](07_factorial.ipynb):
 
 # %%
-table = scores.assign(score=scores["pcc_8um"])
-shares = comparisons.shares_of_gap(table)
-dial = comparisons.dials(table).get("keep")
+between = factorial.complete_blocks(factorial.gap_runs(scores), "pcc_8um")
+shares = factorial.share_of_gap(factorial.contributions(between)) if len(between) else None
+thinned = dial.turn(scores, "keep")
 toy = mechanism.toy_minimisers()
 
 # %% [markdown]
@@ -291,8 +291,8 @@ ledger.judge(
 
 # %%
 halving = Estimate()
-if dial is not None:  # the slope is per doubling of the counts
-    halving = Estimate(-dial.slope, -dial.ci_high, -dial.ci_low, dial.n_genes)
+if thinned is not None:  # slopes are per doubling of the counts
+    halving = mean(-thinned.slopes)
 ledger.judge("sparsity_causes_gain", "gain in PCC per halving of counts", halving, below=WORTH / 4)
 
 # %% [markdown]

@@ -18,21 +18,15 @@ import pandas as pd
 import torch
 
 from sparsity_trap.bins import BIN_UM, Maps, bin_mask, bin_sum
+from sparsity_trap.decoders import BINS_PER_TOKEN
 from sparsity_trap.metrics import Moments
 from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import UserError
-
-TOKEN_BINS = 8  # 2 µm bins along one side of an encoder token
-
-#: Metrics of the rates themselves: moved by an offset or a factor, as they have to be.
-RATE_METRICS = ("deviance", "d2", "mse")
 
 #: What softplus makes of an output of 0, counts per bin: the published MSE arm's initial value,
 #: which stays where no loss is taken.
 UNSUPERVISED_RATE = float(np.log(2))
 
-_LOWER_IS_BETTER = ("deviance", "mse")
-_NOT_SCORES = ("sparsity", "mean_count")
 
 
 class Store(Protocol):
@@ -48,6 +42,11 @@ class Store(Protocol):
 
 
 # --- controls -------------------------------------------------------------------------------------
+
+
+def of_model(predictions: Maps) -> Iterator[np.ndarray]:
+    """A model's own predictions, patch by patch."""
+    return (_rates(predictions, i) for i in range(predictions.shape[0]))
 
 
 def zeros(store: Store) -> Iterator[np.ndarray]:
@@ -149,7 +148,7 @@ def oracle(store: Store) -> Iterator[np.ndarray]:
     return (_rates(truth, i) for i in range(truth.shape[0]))
 
 
-def oracle_of_tokens(store: Store, bins: int = TOKEN_BINS) -> Iterator[np.ndarray]:
+def oracle_of_tokens(store: Store, bins: int = BINS_PER_TOKEN) -> Iterator[np.ndarray]:
     """The true rate, averaged over encoder tokens of 16 µm: the best without detail in them."""
     for rate in oracle(store):
         mean = bin_sum(rate, bins) / bins**2
@@ -178,17 +177,25 @@ def score(
     return scores
 
 
-def control_table(
+def known_nothing(store: Store, train_mean: np.ndarray) -> dict[str, Iterator[np.ndarray]]:
+    """Controls that know nothing of the image, by name; the oracles where true rates are known."""
+    maps = {
+        "training mean": training_mean(store, train_mean),
+        "patch mean": patch_mean(store),
+    }
+    if store.truth is not None:
+        maps |= {"oracle": oracle(store), "oracle at 16 µm": oracle_of_tokens(store)}
+    return maps
+
+
+def spoilt(
     store: Store,
     predictions: Maps,
     train_mean: np.ndarray,
-    *,
-    seed: int = 0,
     blur_bins: Sequence[float] = (4, 16),
     shift_bins: Sequence[int] = (4, 16),
-    name: str = "model",
-) -> pd.DataFrame:
-    """Every metric of a model's predictions and of the controls made from them.
+) -> dict[str, Iterator[np.ndarray]]:
+    """A model's predictions spoilt by known amounts, by name.
 
     Parameters
     ----------
@@ -197,26 +204,12 @@ def control_table(
     predictions
         The model's rates [N, G, 128, 128].
     train_mean
-        [G] mean count per bin of each gene in the training sections.
-    seed
-        RNG seed of the shuffle.
+        [G] mean count per bin of each gene in the training sections: the offset. Off tissue it is
+        ``UNSUPERVISED_RATE``.
     blur_bins, shift_bins
         Standard deviations and distances, in 2 µm bins.
-    name
-        Whose predictions these are, for errors.
-
-    Returns
-    -------
-    DataFrame, one row for each control (index ``control``; the first is ``model``), mean over genes
-    of each metric. The offset is each gene's training mean, and ``UNSUPERVISED_RATE`` off tissue. NaN where no gene has a value; ``undefined_pcc_8um`` counts the genes whose
-    PCC at 8 µm is left out of the mean. Shuffles are missing for a section of one patch, oracles
-    for a real section.
     """
-    rows = {
-        "model": (_rates(predictions, i) for i in range(predictions.shape[0])),
-        "zeros": zeros(store),
-        "training mean": training_mean(store, train_mean),
-        "patch mean": patch_mean(store),
+    maps = {
         **{f"blurred {BIN_UM * s:g} µm": blurred(predictions, s) for s in blur_bins},
         **{f"shifted {BIN_UM * k:g} µm": shifted(predictions, k) for k in shift_bins},
         "scaled by 2": scaled(predictions, 2),
@@ -224,96 +217,8 @@ def control_table(
         "offset off tissue": offset(predictions, UNSUPERVISED_RATE, store.mask),
     }
     if predictions.shape[0] > 1:
-        rows |= {"shuffled": shuffled(predictions, seed), "next tile": next_tile(predictions)}
-    if store.truth is not None:
-        rows |= {"oracle": oracle(store), "oracle at 16 µm": oracle_of_tokens(store)}
-    table = {}
-    for control, rates in rows.items():
-        scores = score(store, rates, train_mean, f"{name}, {control}")
-        columns = {k: v for k, v in scores.compute().items() if k not in _NOT_SCORES}
-        table[control] = {k: _mean(v) for k, v in columns.items()}
-        table[control]["undefined_pcc_8um"] = scores.undefined()["pcc_8um"]
-    return pd.DataFrame.from_dict(table, orient="index").rename_axis("control")
-
-
-def _mean(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else np.nan
-
-
-def metric_audit(
-    table: pd.DataFrame, shuffle_tolerance: float = 0.25, move_tolerance: float = 0.01
-) -> pd.DataFrame:
-    """Which metrics tell a model from its controls.
-
-    The null of a metric is what it is read to mean "nothing learned": 0 for correlations, SSIM and
-    D², the share of bins with a count for AUPRC, the training mean's value for deviance and MSE;
-    calibration has none. The lead of a model is its distance from the null, in the direction of
-    better.
-
-    Parameters
-    ----------
-    table
-        From ``control_table``.
-    shuffle_tolerance
-        A metric discriminates when the model leads and shuffled patches keep at most this share of
-        the lead (or fall below the null).
-    move_tolerance
-        A metric is invariant when a change moves it by at most this share of the lead; of its own
-        value where it has no null.
-
-    Returns
-    -------
-    DataFrame, one row for each metric: ``model``, ``shuffled``, ``zeros``, ``null``,
-    ``discriminates``, ``invariant_to_offset``, ``invariant_to_scale``, ``ignores_off_tissue``,
-    ``claim`` and ``can_carry_a_claim``. The claim is "where" for metrics that discriminate and that
-    nothing else moves: they say which model knows better where transcripts are. It is "rates"
-    for ``RATE_METRICS`` that discriminate and ignore what is off tissue: they score the
-    rates as such, so a difference between two models may be one of level alone, and is to be read
-    beside calibration. Otherwise it is "none".
-    """
-    metrics = [c for c in table if c not in ("auprc_base", "undefined_pcc_8um")]
-    rows = {}
-    for metric in metrics:
-        value = table[metric].reindex(
-            ["model", "shuffled", "zeros", "training mean", "offset", "scaled by 2"]
-            + ["offset off tissue"]
-        )
-        model = value["model"]
-        null = 0.0
-        if metric in _LOWER_IS_BETTER:
-            null = value["training mean"]
-        elif metric == "auprc":
-            null = table["auprc_base"]["model"]
-        elif metric == "calibration":
-            null = np.nan
-        sign = -1 if metric in _LOWER_IS_BETTER else 1
-        lead, kept = sign * (model - null), sign * (value["shuffled"] - null)
-        scale = abs(model if np.isnan(null) else lead)
-
-        def unmoved(control: str, value=value, model=model, scale=scale) -> bool:
-            return bool(abs(value[control] - model) <= move_tolerance * scale)
-
-        discriminates = bool(lead > 0 and kept <= shuffle_tolerance * lead)
-        unmoved_by = [unmoved(c) for c in ("offset", "scaled by 2", "offset off tissue")]
-        claim = "none"
-        if discriminates and all(unmoved_by):
-            claim = "where"
-        elif discriminates and unmoved_by[2] and metric in RATE_METRICS:
-            claim = "rates"
-        rows[metric] = {
-            "model": model,
-            "shuffled": value["shuffled"],
-            "zeros": value["zeros"],
-            "null": null,
-            "discriminates": discriminates,
-            "invariant_to_offset": unmoved_by[0],
-            "invariant_to_scale": unmoved_by[1],
-            "ignores_off_tissue": unmoved_by[2],
-            "claim": claim,
-            "can_carry_a_claim": claim != "none",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+        maps["next tile"] = next_tile(predictions)
+    return maps
 
 
 def morans_table(store: Store, predictions: Maps) -> pd.DataFrame:

@@ -17,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Initial η published with each link.
-PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
+from sparsity_trap import losses, runs
+from sparsity_trap.losses import LINKS
+from sparsity_trap.predict import load_model
+from sparsity_trap.runs import Result
+from sparsity_trap.settings import PUBLISHED_BIAS, Preset
+from sparsity_trap.training import initial_model, open_tokens
 
 
 def bin_weight(rate: np.ndarray, loss: str, link: str) -> np.ndarray:
@@ -38,9 +42,11 @@ def bin_weight(rate: np.ndarray, loss: str, link: str) -> np.ndarray:
 
     Raises
     ------
-    KeyError
+    ValueError
         For another loss or link.
     """
+    if loss not in ("mse", "poisson") or link not in LINKS:
+        raise ValueError(f"no weight for loss '{loss}' and link '{link}': mse, poisson; {LINKS}")
     slope = _slope(rate, link)
     return {"mse": lambda: 2 * slope, "poisson": lambda: slope / rate}[loss]()
 
@@ -175,10 +181,55 @@ def _descend(
     return np.array(path), False
 
 
-def _rate(eta: np.ndarray, link: str) -> np.ndarray:
-    return np.exp(eta) if link == "exp" else np.logaddexp(0, eta)
-
-
 def _slope(rate: np.ndarray, link: str) -> np.ndarray:
     """d rate / d η, as a function of the rate."""
     return {"exp": lambda x: x, "softplus": lambda x: -np.expm1(-x)}[link](rate)
+
+
+def _rate(eta: np.ndarray, link: str) -> np.ndarray:
+    """`losses.rate` in NumPy: a hundred thousand steps of four numbers would wait for torch."""
+    return {"exp": np.exp, "softplus": lambda x: np.logaddexp(0, x)}[link](eta)
+
+
+def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.DataFrame:
+    """Share of each gene in the gradient of the shared decoder, before and after training.
+
+    For arms of MSE and Poisson.
+
+    Parameters
+    ----------
+    preset, result
+        A run and its preset.
+    patches
+        Patches of the first training patient that are looked at, spread over its section.
+
+    Returns
+    -------
+    DataFrame with columns ``gene``, ``category``, ``mean_count``, ``panel`` (arm and moment) and
+    ``share``.
+    """
+    arm = preset.arm(result.run.arm)
+    patient = preset.training_patients(result.run.test_patient)[0]
+    store = runs.store(preset, patient)
+    chosen = np.unique(np.linspace(0, len(store) - 1, patches).astype(int))
+    counts, mask = (torch.from_numpy(a.oindex[chosen]) for a in (store.counts, store.mask))
+    tokens = torch.from_numpy(open_tokens(preset, patient)[0].oindex[chosen, 0])
+
+    def loss(eta: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        if arm.loss == "poisson":
+            return losses.poisson(losses.log_rate(eta, arm.link), count)
+        return losses.mse(losses.rate(eta, arm.link), count)
+
+    moments = {
+        "start": initial_model(preset, result.run),
+        "end": load_model(result.folder).model.cpu(),
+    }
+    parts = []
+    for moment, model in moments.items():
+        share = gradient_share(model, tokens, counts.float(), mask, loss)
+        parts.append(
+            result.genes[["gene", "category", "mean_count"]].assign(
+                panel=f"{result.run.arm}, {moment}", share=share
+            )
+        )
+    return pd.concat(parts)
