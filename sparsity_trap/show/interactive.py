@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML
     from plotly.graph_objects import Figure
 
-    from sparsity_trap.analysis.factorial import DialCurve
+    from sparsity_trap.analysis.dial import Dial
 
 #: Choices below a heading: name -> what it sets, by path, in each trace, and in the layout.
 Choices = Mapping[str, Mapping[str, tuple[dict[str, list], dict[str, Any]]]]
@@ -133,7 +133,7 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
 
 
 def dial_browser(
-    dials: Mapping[str, DialCurve], categories: pd.Series, source: str
+    dials: Mapping[str, Dial], categories: pd.Series, source: str
 ) -> tuple[Figure, Choices]:
     """Gain of every gene along the dials, a line for each.
 
@@ -163,7 +163,7 @@ def dial_browser(
     )
     figure.add_hline(y=0, line=_GREY_LINE)
 
-    def lines(dial: DialCurve) -> dict[str, list]:
+    def lines(dial: Dial) -> dict[str, list]:
         """Points of all genes of each category, a gap after each gene."""
         found: dict[str, list] = {"x": [], "y": [], "customdata": []}
         for own in members:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparsity_trap.analysis.factorial import dial_curve
+from sparsity_trap.analysis.dial import Dial
 from sparsity_trap.show import interactive
 
 GENES = ["PIGR", "COL1A1", "A<B/&"]
@@ -100,17 +100,14 @@ def test_plot_shows_what_it_is_given(table, kind):
         plot, choices = interactive.effects_browser({"PCC": terms, "SSIM": other}, "simulated")
         assert plot.data[0].error_x.array == pytest.approx((high - effect)[::-1], abs=1e-6)
     else:
-        rows = [
-            (keep, loss, gene, draw.random(), 0.1 * keep)
-            for keep in (1, 0.5) for loss in ("mse", "poisson") for gene in GENES
-        ]  # fmt: skip
-        columns = ["keep", "loss", "gene", "score", "mean_count"]
-        curve = dial_curve(pd.DataFrame(rows, columns=columns), n_boot=10)
+        rows = [(gene, keep, draw.random(), 0.1 * keep) for gene in GENES for keep in (0.5, 1)]
+        gains = pd.DataFrame(rows, columns=["gene", "keep", "delta", "mean_count"])
+        curve = Dial(gains=gains, curve=gains[["keep"]], slopes=pd.Series())
         categories = table.set_index("gene")["category"]
         plot, choices = interactive.dial_browser({"thinned": curve}, categories, "simulated")
         assert not choices
         (line,) = (trace for trace in plot.data if trace.name == categories[GENES[1]])
-        gains = curve.gains[curve.gains["gene"] == GENES[1]].sort_values("keep")
+        gains = gains[gains["gene"] == GENES[1]]
         assert line.y[:2] == pytest.approx(gains["delta"], abs=1e-6) and line.y[2] is None
         assert line.x[:2] == pytest.approx([0.05, 0.1])
     assert "SIMULATED DATA" in plot.layout.title.text
