@@ -29,6 +29,7 @@ from sparsity_trap.training import open_tokens, training_mean
 
 settings = runs.open_preset(preset, source, cohort)
 definition = settings.arm(arm)
+quote = runs.Quotes(settings, f"02_train_{arm}")
 
 # %% tags=["remove-input", "title"]
 Markdown(f"# Arm {arm}: {definition.title}")
@@ -66,6 +67,7 @@ objective = st.Objective(
 parts = {name: sum(p.numel() for p in part.parameters()) for name, part in decoder.named_children()}
 parts |= {name: part.numel() for name, part in decoder.named_parameters(recurse=False)}
 parts = pd.Series(parts, name="parameters").loc[lambda n: n > 0]
+quote(f"decoder.{definition.decoder}", parameters=parts.sum())
 tables.show(
     pd.concat([parts, pd.Series({"all": parts.sum()}, name="parameters")]).to_frame(), index=True
 )

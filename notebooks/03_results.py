@@ -151,7 +151,6 @@ tables.show(table.astype({"seconds": int}), missing="undefined", sortable=True)
 here = every[every["test_patient"] == settings.main_patient].sort_values("seed")
 for row in here.drop_duplicates("arm").to_dict("records"):
     quote(f"arm.{row['arm']}", **row)
-quote("decoder.hist2st", parameters=poisson.provenance["parameters"])
 quote("preset", n_runs=len(every), n_arms=every["arm"].nunique())
 quote(
     "training",

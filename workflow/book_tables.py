@@ -11,9 +11,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import scaling
 import torch
 
-from sparsity_trap import scaling
 from sparsity_trap.decoders import DECODERS, build_decoder
 from sparsity_trap.encoders import encoder_table
 from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset, load_preset

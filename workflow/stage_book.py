@@ -3,6 +3,7 @@
 python workflow/stage_book.py preset=laptop source= cohort= -- results/laptop/notebooks/03_results.ipynb ...
 """
 
+import hashlib
 import json
 import shutil
 import sys
@@ -11,9 +12,12 @@ from pathlib import Path
 import bench_tables
 import book_tables
 import nbformat
+import numpy as np
 import pages
+import scaling
 
 from sparsity_trap import runs
+from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.encoders import PATCH_UM_PER_PX
 from sparsity_trap.files import building
@@ -43,7 +47,26 @@ def quoted(preset: Preset) -> dict[str, object]:
                     f"'{key}' is {numbers[key]} in {origin[key]} and {value} in {name}: quote it once"
                 )
             origin.setdefault(key, name)
-    return json.loads((preset.folder / "numbers.json").read_text()) | numbers
+    for patient in preset.patients:
+        if f"cohort.sha256.{patient}" not in numbers:
+            numbers |= _cohort_numbers(runs.store(preset, patient))
+    numbers["cohort.n_patches"] = sum(numbers[f"cohort.n_patches.{p}"] for p in preset.patients)
+    return numbers
+
+
+def _cohort_numbers(store: PatchStore) -> dict[str, object]:
+    tissue, zeros = 0, 0
+    digest = hashlib.sha256(" ".join(store.genes).encode())
+    for image, counts, mask in zip(store.images, store.counts, store.mask, strict=True):
+        for part in (image, counts, mask):
+            digest.update(np.ascontiguousarray(part))
+        tissue += int(mask.sum())
+        zeros += int((counts[:, mask] == 0).sum())
+    return {
+        f"cohort.n_patches.{store.patient}": len(store),
+        f"cohort.sparsity.{store.patient}": zeros / (tissue * len(store.genes)),
+        f"cohort.sha256.{store.patient}": digest.hexdigest(),
+    }
 
 
 def of_preset(preset: Preset) -> dict[str, object]:
@@ -61,6 +84,8 @@ def of_preset(preset: Preset) -> dict[str, object]:
         "run.commit": records[0]["commit"],
         "run.hardware": records[0]["hardware"],
         "panel.n_genes": len(runs.panel(preset)),
+        "scale.patches": scaling.patches_per_section(),
+        "scale.reached": scaling.REACHED,
     }
     for name in ("simulation", "genes", "patches", "encoder", "decoder", "training"):
         if name != "simulation" or preset.source != "spaceranger":
