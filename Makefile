@@ -122,10 +122,11 @@ test: $(STAMP)  ## run the tests, the smoke book among them
 linkcheck: $(STAMP)  ## check the links of the built book; needs a network
 	@$(BIN)/jupyter-book build . --builder linkcheck -q
 
-lint: $(STAMP)  ## check style and types
+lint: $(STAMP)  ## check style, types and which folder imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 # Results of the presets there are, and of their other sources and cohorts; what else lies in results
 # is somebody's own.
