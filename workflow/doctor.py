@@ -204,7 +204,7 @@ def _panel(preset: Preset) -> list[str] | None:
 def label_maps(preset: Preset) -> Iterator[Row]:
     """Cell-type maps of the source ``tissue-map``; missing ones are downloaded at first use."""
     from sparsity_trap.runs import LABELS, LABELS_VARIABLE
-    from sparsity_trap.simulation.section import LABEL_SHA256, find_labels
+    from sparsity_trap.simulation.label_map import LABEL_SHA256, find_labels
 
     folder = Path(os.environ.get(LABELS_VARIABLE, LABELS))
     present = [

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from sparsity_trap.simulation.tissue import STEP_UM, Anatomy, Body, Kind, Region, smooth_field
+from sparsity_trap.simulation.cells import CELLS, Body, Kind, Region
+from sparsity_trap.simulation.tissue import STEP_UM, Anatomy, smooth_field
 
 _TILE_UM = 512.0
 _PAD_UM = 24.0  # longer than half a nucleus or vacuole, so stamps cross tile borders unseen
@@ -36,35 +37,12 @@ _GROUND: dict[Region, tuple[float, float, float]] = {
 }
 
 #: Haematoxylin of the nucleus, chromatin contrast, membrane, nucleolus, irregularity of outline.
-_CHROMATIN: dict[Kind, tuple[float, float, float, float, float]] = {
-    Kind.ABSORPTIVE: (0.85, 0.30, 0.30, 0.15, 0.03),
-    Kind.GOBLET: (1.05, 0.25, 0.20, 0.0, 0.05),
-    Kind.CRYPT_BASE: (1.00, 0.35, 0.25, 0.20, 0.03),
-    Kind.TUMOUR: (0.74, 0.42, 0.35, 0.55, 0.08),
-    Kind.PLASMA_IGA: (1.15, 0.55, 0.25, 0.0, 0.03),
-    Kind.PLASMA_IGG: (1.15, 0.55, 0.25, 0.0, 0.03),
-    Kind.T_CELL: (1.40, 0.30, 0.10, 0.0, 0.05),
-    Kind.B_CELL: (1.20, 0.40, 0.20, 0.15, 0.04),
-    Kind.MACROPHAGE: (0.62, 0.25, 0.35, 0.20, 0.12),
-    Kind.NEUTROPHIL: (1.50, 0.50, 0.10, 0.0, 0.28),
-    Kind.MAST: (1.00, 0.30, 0.20, 0.0, 0.05),
-    Kind.FIBROBLAST: (0.95, 0.25, 0.20, 0.0, 0.05),
-    Kind.CAF: (0.75, 0.30, 0.30, 0.25, 0.06),
-    Kind.SMOOTH_MUSCLE: (0.85, 0.25, 0.25, 0.0, 0.03),
-    Kind.ENDOTHELIAL: (1.05, 0.25, 0.20, 0.0, 0.04),
-    Kind.ADIPOCYTE: (1.00, 0.20, 0.20, 0.0, 0.04),
-    Kind.GLIA: (0.80, 0.25, 0.20, 0.0, 0.06),
-}
+_CHROMATIN = CELLS.loc[:, "haematoxylin":"roughness"].to_numpy().tolist()
 
 #: Cytoplasm around nuclei of cells that show one: radius µm, haematoxylin, eosin, and how far
-#: (µm) the nucleus lies off its centre.
-_CYTOPLASM: dict[Kind, tuple[float, float, float, float]] = {
-    Kind.PLASMA_IGA: (5.4, 0.42, 0.52, 2.0),
-    Kind.PLASMA_IGG: (5.4, 0.42, 0.52, 2.0),
-    Kind.MACROPHAGE: (6.5, 0.10, 0.48, 1.5),
-    Kind.NEUTROPHIL: (4.4, 0.08, 0.75, 0.5),
-    Kind.MAST: (5.6, 0.40, 0.55, 0.8),
-}
+#: (µm) the nucleus lies off its centre; NaN for the others.
+_CYTOPLASM = CELLS.filter(like="cytoplasm").to_numpy().tolist()
+_WITH_CYTOPLASM = np.flatnonzero(CELLS["cytoplasm_um"].notna())
 
 _MARGIN = 0.45  # softness of outlines, µm
 
@@ -141,7 +119,8 @@ def render(anatomy: Anatomy, stain: Stain, pixel_um: float, rng: np.random.Gener
             for body in bodies[canvas.covers(bodies)]:
                 canvas.body(body)
             near = canvas.covers(cells)
-            order = np.argsort(np.isin(cells[near, 2], list(_CYTOPLASM)))[::-1]
+            # Cytoplasm first: nuclei of neighbours lie over it.
+            order = np.argsort(np.isin(cells[near, 2], _WITH_CYTOPLASM))[::-1]
             for cell, look in zip(cells[near][order], looks[near][order], strict=True):
                 canvas.cell(cell, look)
             image[row : row + height, col : col + width] = canvas.develop(stain, thickness, rng)
@@ -243,40 +222,50 @@ class _Canvas:
             e += inside * 0.3
 
     def cell(self, cell: np.ndarray, look: np.ndarray) -> None:
+        """Paint a cell; ``look`` [3], from 0 to 1, makes it unlike others of its kind."""
         x, y, kind, major, minor, angle = cell[:6]
         kind = Kind(int(kind))
-        if kind in _CYTOPLASM:
-            radius, ch, ce, off = _CYTOPLASM[kind]
-            turn = 2 * np.pi * look[0]
-            cx, cy = x + off * np.cos(turn), y + off * np.sin(turn)
-            box, u, v = self._stamp(cx, cy, 2.3 * radius, 1.8 * radius, turn)
-            inside = 0.85 * _soft((1 - np.hypot(u, v)) * radius)
-            # The hof: a pale Golgi area beside the plasma cell's nucleus.
-            hof = 0.55 * np.exp(-((u + 0.05) ** 2 + v**2) / 0.10) if "PLASMA" in kind.name else 0.0
-            self.h[box] += inside * (ch * (1 - hof) - self.h[box])
-            self.e[box] += inside * (ce * (1 - 0.6 * hof) - self.e[box])
-        if major == 0:
-            return
+        if kind in _WITH_CYTOPLASM:
+            self._cytoplasm(x, y, kind, look)
+        if major > 0:  # the section may miss the nucleus
+            self._nucleus(x, y, kind, major, minor, angle, look)
+
+    def _cytoplasm(self, x, y, kind, look) -> None:
+        radius, ch, ce, off = _CYTOPLASM[kind]
+        turn = 2 * np.pi * look[0]
+        cx, cy = x + off * np.cos(turn), y + off * np.sin(turn)
+        # Somewhat longer than wide, as round cells are where they are packed.
+        box, u, v = self._stamp(cx, cy, 2.3 * radius, 1.8 * radius, turn)
+        inside = 0.85 * _soft((1 - np.hypot(u, v)) * radius)  # the ground shines through
+        # The hof: a pale Golgi area beside the plasma cell's nucleus.
+        hof = 0.55 * np.exp(-((u + 0.05) ** 2 + v**2) / 0.10) if "PLASMA" in kind.name else 0.0
+        self.h[box] += inside * (ch * (1 - hof) - self.h[box])
+        self.e[box] += inside * (ce * (1 - 0.6 * hof) - self.e[box])
+
+    def _nucleus(self, x, y, kind, major, minor, angle, look) -> None:
         dark, contrast, membrane, nucleolus, rough = _CHROMATIN[kind]
         box, u, v = self._stamp(x, y, major, minor, angle)
         radius = np.hypot(u, v)
-        if rough > 0.04:
-            phase = np.arctan2(v, u)
+        if rough > 0.04:  # smoother outlines show no dents at this pixel size
+            phase = np.arctan2(v, u)  # two and three lobes, turned by the cell's own look
             radius = radius * (
                 1
                 + rough * np.sin(2 * phase + 6.3 * look[1])
                 + 0.7 * rough * np.sin(3 * phase + 6.3 * look[2])
             )
-        deep = (1 - radius) * minor / 2
+        deep = (1 - radius) * minor / 2  # µm below the outline
         inside = _soft(deep)
+        # A window of the one grain texture, wherever the cell's look points to.
         i, j = (int(p * (512 - s)) for p, s in zip(look, radius.shape, strict=False))
         grain = self.grain[i : i + radius.shape[0], j : j + radius.shape[1]]
-        level = dark * (0.8 + 0.4 * look[2])
+        level = dark * (0.8 + 0.4 * look[2])  # nuclei of a kind differ by a fifth to either side
+        # Clumped chromatin, and a membrane 0.65 µm thick.
         ink = level * (1 + contrast * 0.55 * grain) + membrane * np.exp(-((deep / 0.65) ** 2))
-        if nucleolus and look[2] > 0.35:
+        if nucleolus and look[2] > 0.35:  # a third of the sections miss the nucleolus
             spot = (u - 0.35 * (look[0] - 0.5)) ** 2 * major**2
             spot += (v - 0.35 * (look[1] - 0.5)) ** 2 * minor**2
             ink += nucleolus * np.exp(-spot / 4 / 0.8)
+        # The nucleus covers most of what lies below, and eosin stains it little.
         self.h[box] += inside * (np.maximum(ink, 0.25 * level) - 0.85 * self.h[box])
         self.e[box] *= 1 - 0.40 * inside
 

@@ -16,8 +16,10 @@ from scipy import stats
 
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.settings import Simulation, UserError
+from sparsity_trap.simulation import label_map
 from sparsity_trap.simulation import section as simulate
-from sparsity_trap.simulation.tissue import Kind, Region, grow_section
+from sparsity_trap.simulation.cells import Kind, Region
+from sparsity_trap.simulation.growth import grow_section
 
 SETTINGS = Simulation(side_um=384)
 
@@ -215,9 +217,11 @@ def test_scale_solves_for_the_share_of_zeros():
         assert np.exp(-scale * rate).mean() == pytest.approx(zeros, abs=1e-6)
 
 
-def test_profiles_name_every_gene_and_keep_biology():
-    levels = dict(zip(PANEL, simulate.profiles(), strict=True))
-    assert (simulate.profiles() > 0).all()
+def test_expression_names_every_gene_of_the_panel_and_keeps_biology():
+    genes, zeros, table = expression()
+    assert genes == list(PANEL) and (table > 0).all()
+    np.testing.assert_array_equal(zeros, panel_table()["published_sparsity"])
+    levels = dict(zip(genes, table, strict=True))
     top = {gene: Kind(int(row.argmax())) for gene, row in levels.items()}
     assert top["OLFM4"] == Kind.CRYPT_BASE
     assert top["FCGBP"] == Kind.GOBLET
@@ -268,25 +272,25 @@ def test_missing_cell_type_map_is_named(tmp_path, monkeypatch):
 def test_altered_cell_type_map_is_refused(tmp_path):
     (tmp_path / "DeconvolutionResults_P5CRC.csv.gz").write_bytes(b"something else")
     with pytest.raises(UserError, match="SHA-256"):
-        simulate.find_labels("P5", tmp_path)
+        label_map.find_labels("P5", tmp_path)
 
 
 def test_patient_without_cell_type_map_is_refused(tmp_path):
     with pytest.raises(UserError, match="P1, P2, P5"):
-        simulate.find_labels("P9", tmp_path)
+        label_map.find_labels("P9", tmp_path)
 
 
 @pytest.mark.parametrize("patient", ["P1", "P2", "P5"])
 def test_tissue_map_follows_the_labels(patient, shared_data):
     labels = shared_data / "crc_8um_labels"
-    path = simulate.find_labels(patient, labels)
+    path = label_map.find_labels(patient, labels)
     table = pd.read_csv(path, usecols=["DeconvolutionLabel2"], dtype=str)
-    assert set(table.DeconvolutionLabel2.dropna()) == set(simulate.LABEL_KINDS)
+    assert set(table.DeconvolutionLabel2.dropna()) == set(label_map.LABEL_KINDS)
 
     settings = Simulation(side_um=384)
-    grid = simulate.read_label_grid(path)
-    side = int(384 / simulate.LABEL_UM)
-    row, col = simulate.choose_window(grid, side)
+    grid = label_map.read_label_grid(path)
+    side = int(384 / label_map.LABEL_UM)
+    row, col = label_map.choose_window(grid, side)
     window = grid[row : row + side, col : col + side]
     assert (window >= 0).mean() > 0.6
     matrix = simulate.bin_to_pixel(patient, settings)

@@ -56,7 +56,7 @@ CHAIN = """
 import os, sys
 import scipy.ndimage, scipy.sparse, pandas, tifffile, h5py, pyarrow.parquet, zarr
 from sparsity_trap import runs
-from sparsity_trap.simulation import section as simulate, stain as histology, tissue as anatomy
+from sparsity_trap.simulation import section
 from sparsity_trap.settings import load_preset
 import torch
 torch.set_num_threads(1)
