@@ -36,7 +36,7 @@ from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import building, commit
 from sparsity_trap.progress import track
-from sparsity_trap.settings import Preset, Run, UserError
+from sparsity_trap.settings import MARKS, Preset, Run, UserError
 from sparsity_trap.training import Model
 
 if TYPE_CHECKING:
@@ -566,7 +566,6 @@ def _sum_matrix(bins: np.ndarray, number: np.ndarray) -> tuple[sp.csr_array, np.
 
 
 def _origin_of(trained: Trained, section: _Section, bin_um: int) -> dict[str, object]:
-    from sparsity_trap.show.style import MARKS
 
     mark = MARKS.get(section.source, "")
     if not mark and trained.preset.source in MARKS:

@@ -25,6 +25,8 @@ SOURCE_NAMES: dict[str, str] = {
     "tissue-map": "Simulated counts and H&E on real cell-type maps",
     "spaceranger": "Real sections",
 }
+#: Mark of figures and files whose data are not measured.
+MARKS = {"simulated": "SIMULATED DATA", "tissue-map": "SIMULATED COUNTS AND H&E, REAL CELL MAP"}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

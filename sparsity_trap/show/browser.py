@@ -20,10 +20,11 @@ import pandas as pd
 from sparsity_trap.bins import bin_sum
 from sparsity_trap.data.patches import OVERVIEW_BINS, PATCH_BINS, PatchStore, assemble
 from sparsity_trap.files import building
+from sparsity_trap.settings import MARKS
 from sparsity_trap.show.maps import tissue_bins
 from sparsity_trap.show.page import render
 from sparsity_trap.show.pictures import write_map, write_picture
-from sparsity_trap.show.style import CATEGORY_COLOURS, MARKS
+from sparsity_trap.show.style import CATEGORY_COLOURS
 
 #: Genes of one browser; more would be too many pictures for a site.
 MOST_GENES = 100

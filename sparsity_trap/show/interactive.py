@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sparsity_trap.settings import MARKS
 from sparsity_trap.show.page import render
-from sparsity_trap.show.style import CATEGORY_COLOURS, MARKS, POISSON_COLOUR, term_name
+from sparsity_trap.show.style import CATEGORY_COLOURS, POISSON_COLOUR, term_name
 
 if TYPE_CHECKING:
     from IPython.display import HTML

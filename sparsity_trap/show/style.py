@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from sparsity_trap.settings import MARKS
+
 CATEGORY_COLOURS = {
     "mitochondrial": "#D55E00",
     "secretory": "#009E73",
@@ -39,9 +41,6 @@ ARM_COLOURS = {
 }
 COUNTS_MAP = matplotlib.colormaps["magma"].with_extremes(bad="#EDEDED")
 SCORE_MAP = matplotlib.colormaps["cividis"].with_extremes(bad="#EDEDED")
-
-#: Mark of figures whose data are not measured.
-MARKS = {"simulated": "SIMULATED DATA", "tissue-map": "SIMULATED COUNTS AND H&E, REAL CELL MAP"}
 
 #: Gene names that fit below an axis.
 _NAMES = 80

@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 from scipy.spatial import cKDTree
 
 from sparsity_trap.data.patches import PatchStore
-from sparsity_trap.show import browser, pictures, style
+from sparsity_trap.settings import MARKS
+from sparsity_trap.show import browser, pictures
 
 GENES = ["PIGR", "COL1A1", "A<B/&"]
 ORIGIN = [(128, 0), (128, 128), (256, 128)]  # the first row of patches has no tissue
@@ -130,7 +131,7 @@ def test_pictures_show_counts_and_predictions_on_the_scale_of_the_counts(
 def test_pictures_say_in_their_pixels_what_is_not_measured(tmp_path, table, source):
     store = write_store(tmp_path / "P5.zarr", source)
     html = browser.gene_browser(store, {}, table, tmp_path / "viewer")
-    note = style.MARKS.get(source)
+    note = MARKS.get(source)
     for path in (tmp_path / "viewer").iterdir():
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"), int)
