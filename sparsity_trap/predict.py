@@ -566,7 +566,6 @@ def _sum_matrix(bins: np.ndarray, number: np.ndarray) -> tuple[sp.csr_array, np.
 
 
 def _origin_of(trained: Trained, section: _Section, bin_um: int) -> dict[str, object]:
-
     mark = MARKS.get(section.source, "")
     if not mark and trained.preset.source in MARKS:
         mark = f"PREDICTED BY A MODEL TRAINED ON {MARKS[trained.preset.source]}"
