@@ -18,7 +18,7 @@ from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.settings import Simulation, UserError
 from sparsity_trap.simulation import label_map
 from sparsity_trap.simulation import section as simulate
-from sparsity_trap.simulation.cells import Kind, Region
+from sparsity_trap.simulation.cells import Kind, Region, expression
 from sparsity_trap.simulation.growth import grow_section
 
 SETTINGS = Simulation(side_um=384)
