@@ -23,9 +23,10 @@ from matplotlib.ticker import MaxNLocator
 import sparsity_trap as st
 from sparsity_trap import runs
 from sparsity_trap.decoders import build_decoder
+from sparsity_trap.encoders import open_tokens
 from sparsity_trap.settings import Run
 from sparsity_trap.show import style, tables
-from sparsity_trap.training import open_tokens, training_mean
+from sparsity_trap.training import training_mean
 
 settings = runs.open_preset(preset, source, cohort)
 definition = settings.arm(arm)

@@ -103,16 +103,29 @@ null[lower_is_better] = table.loc["training mean", model.index[lower_is_better]]
 lead = (model - null).where(~lower_is_better, null - model)
 
 # %%
-score_of = table.reindex(columns=model.index).reindex(["shuffled", "zeros", "offset", "scaled by 2", "offset off tissue"])
+score_of = table.reindex(columns=model.index).reindex(
+    ["shuffled", "zeros", "offset", "scaled by 2", "offset off tissue"]
+)
 kept = (score_of.loc["shuffled"] - null).where(~lower_is_better, null - score_of.loc["shuffled"])
-audit = pd.DataFrame({"model": model, "shuffled": score_of.loc["shuffled"], "zeros": score_of.loc["zeros"], "null": null})
+audit = pd.DataFrame(
+    {
+        "model": model,
+        "shuffled": score_of.loc["shuffled"],
+        "zeros": score_of.loc["zeros"],
+        "null": null,
+    }
+)
 audit["discriminates"] = (lead > 0) & (kept <= 0.25 * lead)
 unmoved = (score_of.iloc[2:] - model).abs() <= 0.01 * lead.abs()
 audit[["invariant_to_offset", "invariant_to_scale", "ignores_off_tissue"]] = unmoved.T.to_numpy()
 
 # %%
 where = audit["discriminates"] & unmoved.all()
-rates = audit["discriminates"] & audit["ignores_off_tissue"] & audit.index.isin(["deviance", "mse", "d2"])
+rates = (
+    audit["discriminates"]
+    & audit["ignores_off_tissue"]
+    & audit.index.isin(["deviance", "mse", "d2"])
+)
 audit["claim"] = np.select([where, rates], ["where", "rates"], "none")
 tables.show(audit.dropna(subset="model"), index=True, missing="undefined")
 
@@ -161,7 +174,9 @@ interactive.show(plot, "ceiling", gene_page="05b_browser.html", choices=choices)
 reached = {}
 for width in ("2um", "8um"):
     for arm, column in (("D", "mse"), ("E", "poisson")):
-        both = genes[[f"pcc_{width}_{column}", f"ceiling_{width}"]].set_axis(["PCC", "ceiling"], axis=1)
+        both = genes[[f"pcc_{width}_{column}", f"ceiling_{width}"]].set_axis(
+            ["PCC", "ceiling"], axis=1
+        )
         both["PCC / ceiling"] = both["PCC"] / both["ceiling"]
         reached[f"arm {arm}, {width.removesuffix('um')} µm"] = both.mean()
 tables.show(pd.DataFrame(reached).T, index=True, missing="undefined")

@@ -58,7 +58,9 @@ def effects(score):
     found = pd.concat([fit.params, fit.conf_int(), fit.pvalues], axis=1).iloc[1:]
     found.columns = ["effect", "ci_low", "ci_high", "p_value"]
     terms = found.index.str.replace(r"Q\('([^']*)'\)", r"\1", regex=True).str.replace(":", " x ")
-    return found.assign(order=terms.str.count(" x ") + 1).set_axis(terms.rename("term")).reset_index()
+    return (
+        found.assign(order=terms.str.count(" x ") + 1).set_axis(terms.rename("term")).reset_index()
+    )
 
 
 # %%
@@ -170,7 +172,10 @@ slopes = {"exp": rate, "softplus": -np.expm1(-rate)}
 figure, axes = style.subplots(1, 2, figsize=(6.6, 2.7), sharey=True)
 figure.data = pd.DataFrame({"rate": rate})
 for axis, (link, slope) in zip(axes, slopes.items(), strict=True):
-    weights = {"MSE": (2 * slope, style.MSE_COLOUR), "Poisson": (slope / rate, style.POISSON_COLOUR)}
+    weights = {
+        "MSE": (2 * slope, style.MSE_COLOUR),
+        "Poisson": (slope / rate, style.POISSON_COLOUR),
+    }
     for loss, (weight, colour) in weights.items():
         axis.loglog(rate, weight, color=colour, label=loss)
         figure.data[f"{loss}, {link}"] = weight
@@ -217,5 +222,7 @@ style.mark(figure, settings.source, shares_of_genes)
 # %%
 toy = mechanism.toy_minimisers()
 toy["error"] = toy["relative_error"].round(3).add(0).map("{:.1%}".format).str.replace("-", "−")
-toy = toy.astype({"steps": str}).pivot(index=["loss", "link"], columns="rate", values=["error", "steps"])
+toy = toy.astype({"steps": str}).pivot(
+    index=["loss", "link"], columns="rate", values=["error", "steps"]
+)
 tables.show(toy.rename(columns={"error": "minimiser against the mean count"}), index=True)

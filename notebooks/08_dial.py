@@ -43,7 +43,9 @@ titles = {"keep": "training counts thinned", "bin_um": "bins summed"}
 gains = {}
 for setting in titles:
     rows = dial.dial_runs(scores, setting)
-    pairs = rows.pivot_table(index=["gene", setting, "patient", "seed"], columns="loss", values="score")
+    pairs = rows.pivot_table(
+        index=["gene", setting, "patient", "seed"], columns="loss", values="score"
+    )
     if {"mse", "poisson"} <= set(pairs) and pairs.index.get_level_values(setting).nunique() > 1:
         gain = (pairs["poisson"] - pairs["mse"]).groupby(["gene", setting]).mean()
         gains[setting] = gain.unstack(setting).dropna(axis=1, how="all")
@@ -75,14 +77,24 @@ for setting, gain in gains.items():
 dials = {titles[setting]: dial.turn(scores, setting) for setting in gains}
 figure = style.not_trained("the dial")
 if dials:
-    figure, axes = style.subplots(1, len(dials), figsize=(3.6 * len(dials), 2.9), sharey=True, squeeze=False)
+    figure, axes = style.subplots(
+        1, len(dials), figsize=(3.6 * len(dials), 2.9), sharey=True, squeeze=False
+    )
     for axis, (title, turned) in zip(axes[0], dials.items(), strict=True):
         curve = turned.curve
         counts = curve["mean_count"]
-        axis.fill_between(counts, curve["ci_low"], curve["ci_high"], color=style.POISSON_COLOUR, alpha=0.18)
+        axis.fill_between(
+            counts, curve["ci_low"], curve["ci_high"], color=style.POISSON_COLOUR, alpha=0.18
+        )
         axis.plot(counts, curve["delta"], "o-", ms=4, color=style.POISSON_COLOUR)
         for value, x, y in zip(curve.iloc[:, 0], counts, curve["delta"], strict=True):
-            name = f"{value:g} µm" if "bin_um" in curve else f"1/{1 / value:.0f}" if value < 1 else "all"
+            name = (
+                f"{value:g} µm"
+                if "bin_um" in curve
+                else f"1/{1 / value:.0f}"
+                if value < 1
+                else "all"
+            )
             axis.annotate(name, (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=7)
         axis.axhline(0, color="#9A9A9A", lw=0.8, zorder=0)
         axis.set(xscale="log", title=title, xlabel="mean count of a gene per bin")

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-import zarr
 from torch import Tensor, nn
 
 from sparsity_trap.data.patches import PatchStore
@@ -25,7 +26,7 @@ from sparsity_trap.decoders import TOKEN_GRID
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.settings import Encoder as EncoderSettings
-from sparsity_trap.settings import UserError
+from sparsity_trap.settings import Preset, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -610,8 +611,8 @@ def cache_tokens(
     store_path
         Patch store of the section.
     path
-        Zarr group to write: ``tokens`` float16 [N, views, C, 16, 16]; attributes ``encoder``,
-        ``channels``, ``views``. Written under a temporary name and renamed.
+        Folder to write: ``tokens.npy``, float16 [N, views, C, 16, 16], and ``about.json`` with
+        ``encoder``, ``views`` and ``seed``. It appears when it is complete.
     settings
         Encoder name and views.
     seed
@@ -634,11 +635,11 @@ def cache_tokens(
     with building(path) as partial, torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         batch = batch or _images_at_once(encoder, device)
-        group = zarr.open_group(partial, mode="w")
-        tokens = group.create_array(
-            "tokens", shape=shape, chunks=(1, *shape[1:]), dtype="float16", compressors=None
-        )
-        group.attrs.update(encoder=settings.name, channels=encoder.channels, views=each, seed=seed)
+        partial.mkdir()
+        # A plain array: training reads single views of it, as they lie on the disk.
+        tokens = np.lib.format.open_memmap(partial / "tokens.npy", "w+", np.float16, shape)
+        about = {"encoder": settings.name, "views": each, "seed": seed}
+        (partial / "about.json").write_text(json.dumps(about))
         step = max(1, batch // len(each))
         starts = range(0, len(store), step)
 
@@ -661,18 +662,36 @@ def cache_tokens(
             waiting = start, encoded
         if waiting is not None:
             write(*waiting)
+        tokens.flush()
+
+
+def open_tokens(preset: Preset, patient: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Open the token cache of a patient.
+
+    Returns
+    -------
+    Tokens float16 [N, views, C, 16, 16], on the disk until they are read, and the list of views.
+
+    Raises
+    ------
+    UserError
+        The cache is missing.
+    """
+    path = preset.tokens(patient)
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: run notebooks/01_data.py for patient {patient}")
+    views = json.loads((path / "about.json").read_text())["views"]
+    return np.load(path / "tokens.npy", mmap_mode="r"), [tuple(view) for view in views]
 
 
 def _views_of(
     patch: Tensor, each: list[tuple[int, int]], jitter: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
     """Augmented views uint8 [views, 224, 224, 3] of one patch [224, 224, 3]."""
-    turned = []
-    for j, turn in each:
-        if turn == 0:
-            coloured = jitter(patch[None]) if jitter and j else patch[None]
-        turned.append(dihedral(coloured, turn, (1, 2)))
-    return torch.cat(turned)
+    # One draw of colours per jittered copy, in the order of the copies, for all its turns.
+    copies = sorted({j for j, _ in each})
+    coloured = {j: jitter(patch[None]) if jitter and j else patch[None] for j in copies}
+    return torch.cat([dihedral(coloured[j], turn, (1, 2)) for j, turn in each])
 
 
 def _images_at_once(encoder: nn.Module, device: torch.device, trial: int = 8) -> int:

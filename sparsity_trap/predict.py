@@ -35,9 +35,9 @@ from sparsity_trap.data.spaceranger import (
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import building, commit
+from sparsity_trap.model import Model
 from sparsity_trap.progress import track
 from sparsity_trap.settings import MARKS, Preset, Run, UserError
-from sparsity_trap.training import Model
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

@@ -59,7 +59,18 @@ _CODE = {
     "section": ("simulation/*",),
     "store": ("bins.py", "data/*"),
     "tokens": ("encoders.*",),
-    "run": ("decoders.py", "losses.py", "metrics.py", "scores.py", "_*.py", "bins.py", "training*"),
+    "run": (
+        "decoders.py",
+        "losses.py",
+        "metrics.py",
+        "scores.py",
+        "_*.py",
+        "bins.py",
+        "training*",
+        "model.py",
+        "devices.py",
+        "checkpoints.py",
+    ),
 }
 
 #: Per-gene scores averaged into one number per run.

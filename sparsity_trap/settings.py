@@ -267,7 +267,7 @@ class Preset(_Strict):
 
     def tokens(self, patient: str) -> Path:
         """Token cache of one patient."""
-        return self.folder / "tokens" / f"{patient}.zarr"
+        return self.folder / "tokens" / patient
 
     def run_dir(self, run: Run) -> Path:
         """Folder of one training run."""

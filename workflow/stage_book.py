@@ -19,11 +19,10 @@ import scaling
 from sparsity_trap import runs
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.data.sections import open_preset
-from sparsity_trap.encoders import PATCH_UM_PER_PX
+from sparsity_trap.encoders import PATCH_UM_PER_PX, open_tokens
 from sparsity_trap.files import building
 from sparsity_trap.settings import ROOT, Preset, UserError
 from sparsity_trap.show import explorer
-from sparsity_trap.training import open_tokens
 
 
 def quoted(preset: Preset) -> dict[str, object]:

@@ -28,7 +28,6 @@ from sparsity_trap.settings import UserError
 UNSUPERVISED_RATE = float(np.log(2))
 
 
-
 class Store(Protocol):
     """The part of ``PatchStore`` that controls read."""
 

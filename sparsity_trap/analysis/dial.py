@@ -86,4 +86,6 @@ def turn(table: pd.DataFrame, setting: str) -> Dial | None:
     whole = wide.dropna()  # genes with a gain at every setting
     slopes = np.polyfit(np.log2(whole.columns.astype(float)), whole.T, 1)[0]
     columns = [setting, "mean_count", "delta", "ci_low", "ci_high", "n_genes"]
-    return Dial(gains=gains, curve=curve.reset_index()[columns], slopes=pd.Series(slopes, whole.index))
+    return Dial(
+        gains=gains, curve=curve.reset_index()[columns], slopes=pd.Series(slopes, whole.index)
+    )

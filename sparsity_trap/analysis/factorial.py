@@ -81,8 +81,11 @@ def complete_blocks(rows: pd.DataFrame, score: str) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=[*keys, "score"])
     # Cells are compared within a patient on the seeds that all of them were run with.
-    seeds = rows.groupby(["patient", *FACTORS])["seed"].agg(set).groupby("patient").agg(
-        lambda of_cells: set.intersection(*of_cells)
+    seeds = (
+        rows.groupby(["patient", *FACTORS])["seed"]
+        .agg(set)
+        .groupby("patient")
+        .agg(lambda of_cells: set.intersection(*of_cells))
     )
     rows = rows[[seed in seeds[p] for p, seed in zip(rows["patient"], rows["seed"], strict=True)]]
     cells = rows.groupby(keys, sort=False)[score].agg(lambda s: s.mean(skipna=False))

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsity_trap import losses, runs
+from sparsity_trap.encoders import open_tokens
 from sparsity_trap.losses import LINKS
 from sparsity_trap.predict import load_model
 from sparsity_trap.runs import Result
 from sparsity_trap.settings import PUBLISHED_BIAS, Preset
-from sparsity_trap.training import initial_model, open_tokens
+from sparsity_trap.training import initial_model
 
 
 def bin_weight(rate: np.ndarray, loss: str, link: str) -> np.ndarray:
@@ -213,7 +214,7 @@ def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.Data
     store = runs.store(preset, patient)
     chosen = np.unique(np.linspace(0, len(store) - 1, patches).astype(int))
     counts, mask = (torch.from_numpy(a.oindex[chosen]) for a in (store.counts, store.mask))
-    tokens = torch.from_numpy(open_tokens(preset, patient)[0].oindex[chosen, 0])
+    tokens = torch.from_numpy(open_tokens(preset, patient)[0][chosen, 0])
 
     def loss(eta: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         if arm.loss == "poisson":
