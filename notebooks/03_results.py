@@ -18,7 +18,6 @@ cohort = ""
 import numpy as np
 import pandas as pd
 
-import sparsity_trap as st
 from sparsity_trap import runs
 from sparsity_trap.analysis import published
 from sparsity_trap.bins import bin_mask, bin_sum
@@ -185,14 +184,5 @@ curves.training_dynamics(logs, settings.source)
 # %% [markdown]
 # ## What an empty map scores
 #
-# A map that is zero everywhere is scored like the prediction of an arm.
-
-# %%
-empty = st.GeneScores()
-for counts, mask in zip(store.counts, store.mask, strict=True):
-    empty.update(counts[None], np.zeros_like(counts, np.float32)[None], mask[None])
-quote("ssim", zeros=np.nanmean(empty.compute()["ssim_2um"]))
-
-# %% [markdown]
-# Its SSIM at 2 µm is {val}`ssim.zeros:.3f` on these patches. Arm D has {val}`arm.D.ssim_2um:.3f` and arm E {val}`arm.E.ssim_2um:.3f`.
+# A map that is zero everywhere, scored like the prediction of an arm ([](06_controls.ipynb)), has SSIM {val}`ssim.zeros:.3f` at 2 µm on these patches. Arm D has {val}`arm.D.ssim_2um:.3f` and arm E {val}`arm.E.ssim_2um:.3f`.
 # A score that rewards emptiness cannot carry the claim by itself; see [](../problem.md).

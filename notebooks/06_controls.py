@@ -17,48 +17,62 @@ cohort = ""
 # %%
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+import sparsity_trap as st
 from sparsity_trap import runs
 from sparsity_trap.analysis import controls
 from sparsity_trap.analysis.association import gene_table
+from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.show import interactive, style, tables
-from sparsity_trap.training import training_mean
 
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "06_controls")
-mse, poisson = runs.contrast(settings)
+mse, poisson = runs.contrast(settings)  # arms D and E on the main patient
 store = runs.store(settings, settings.main_patient)
-train_mean = training_mean(settings, poisson.run)  # counts per bin of each gene, training sections
+genes = gene_table(mse.genes, poisson.genes)
 
 # %% [markdown]
-# A score is worth as much as the nonsense that it turns down. Below, maps that know nothing of the image, and predictions of arm E that were spoilt by known amounts, are scored like a model ({numref}`fig-controls`). *Patch mean* cheats:
-# it knows each gene's mean count in the patch and nothing within. *Shuffled* gives each patch the prediction of another one of the same section. *Oracle* is the true rate, where it is known, and *at 16 µm* the same averaged
-# over tokens: what a decoder without any detail within a token could reach.
+# A score is worth as much as the nonsense that it turns down. A *control* is a set of maps that need no training and are scored like those of a model.
 #
-# A control is one array of rates per patch. Two of them written out; the others are functions of `sparsity_trap.analysis.controls`:
+# Two of them written out, for the gene with most counts: a map that is zero everywhere, and the maps of arm E dealt anew among the patches of the section, so that none keeps its own.
 
 # %%
-patches = len(store)
-zeros = (np.zeros(store.counts.shape[1:], np.float32) for _ in range(patches))
-order = np.random.default_rng(0).permutation(patches)
-other = np.empty(patches, int)
-other[order] = np.roll(order, 1)  # one cycle through all patches: none keeps its own
-shuffled = (np.asarray(poisson.predictions[i], np.float32) for i in other)
+gene = int(genes["mean_count"].argmax())
+counts, mask = store.counts.oindex[:, [gene]], store.mask[:]  # [patches, 1, 128, 128]
+model = poisson.predictions.oindex[:, [gene]]
+zeros = np.zeros_like(model)
+order = np.random.default_rng(0).permutation(len(model))
+other = np.empty_like(order)
+other[order] = np.roll(order, 1)  # one cycle through all patches
+shuffled = model[other]
 
 # %%
-maps = {
-    "model: arm E": controls.of_model(poisson.predictions),
-    "model: arm D": controls.of_model(mse.predictions),
-    "zeros": zeros,
-    **({"shuffled": shuffled} if patches > 1 else {}),
-    **controls.known_nothing(store, train_mean),
-    **controls.spoilt(store, poisson.predictions, train_mean),
+maps = {"model: arm E": model, "zeros": zeros, "shuffled": shuffled}
+by_hand = {
+    name: {
+        "PCC 8 µm": st.pcc(counts, rate, mask, 4)[0],
+        "SSIM 2 µm": st.ssim(counts, rate, mask)[0],
+    }
+    for name, rate in maps.items()
 }
-per_gene = {
-    name: pd.DataFrame(controls.score(store, rates, train_mean, name).compute(), store.genes)
-    for name, rates in maps.items()
-}
-table = pd.DataFrame({name: scores.mean() for name, scores in per_gene.items()}).T
+tables.show(pd.DataFrame(by_hand).T, index=True, missing="undefined")
+
+# %% [markdown]
+# All controls, with every score and gene, are computed once by `controls.control_scores` ({numref}`fig-controls`). *Patch mean* cheats: it knows each gene's mean count in the patch and nothing within. Others are predictions of arm E that were spoilt by known amounts; *next tile* is a shuffle by one patch.
+# *Oracle* is the true rate, where it is known, and *at 16 µm* the same averaged over tokens: what a decoder without any detail within a token could reach.
+# *Offset* adds to the prediction each gene's mean count in training; *offset off tissue* adds there the {val}`start.softplus:.2f` counts per bin at which arm D starts, and where it stays without a loss.
+
+# %%
+scored = pd.concat(
+    [
+        poisson.genes.assign(control="model: arm E"),
+        mse.genes.assign(control="model: arm D"),
+        controls.control_scores(settings, poisson),
+    ]
+)
+table = scored.groupby("control", sort=False).mean(numeric_only=True)  # over genes
+quote("ssim", zeros=table.loc["zeros", "ssim_2um"])
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-controls", "caption": "Mean over genes of each score for both arms (blue) and for controls (grey). D² below −1 is drawn at −1."}, "image": {"alt": "Scores of models and controls, one panel per metric"}}
 panels = {
@@ -81,13 +95,8 @@ axes[0].set_yticks(rows, shown.index)
 style.mark(figure, settings.source, shown.rename_axis("map").reset_index())
 
 # %% [markdown]
-# SSIM at 2 µm of a map that is zero everywhere is {val}`ssim.zeros:.3f`; off the tissue, where no loss is taken, arm D starts at {val}`softplus.of_zero:.2f` counts per bin, which *offset off tissue* adds.
-
-# %%
-quote("ssim", zeros=table.loc["zeros", "ssim_2um"])
-quote("softplus", of_zero=controls.UNSUPERVISED_RATE)
-
-# %% [markdown]
+# SSIM at 2 µm of a map that is zero everywhere is {val}`ssim.zeros:.3f`.
+#
 # ## Which metrics can carry a claim
 #
 # The *null* of a metric is what it is read to mean "nothing learned": 0 for correlations, SSIM and D², the share of bins with a count for AUPRC, the training mean's value for deviance and MSE; the *lead* of a model is its distance from the null, in the direction of better.
@@ -95,39 +104,33 @@ quote("softplus", of_zero=controls.UNSUPERVISED_RATE)
 # Metrics of place ("where") must be both. D², deviance and MSE score the rates themselves ("rates"): they must move with level and scale, must ignore what lies off the tissue, and are read beside the calibration.
 
 # %%
-model = table.loc["model: arm E"].drop(["sparsity", "mean_count", "auprc_base", "calibration"])
-lower_is_better = model.index.isin(["deviance", "mse"])
-null = pd.Series(0.0, model.index)
-null["auprc"] = table.loc["model: arm E", "auprc_base"]
-null[lower_is_better] = table.loc["training mean", model.index[lower_is_better]]
-lead = (model - null).where(~lower_is_better, null - model)
+at = table.drop(columns=["sparsity", "mean_count"]).T  # a row per metric, a column per control
+at = at.reindex(columns=at.columns.union(["shuffled"]))  # which a section of one patch has not
+at["null"] = 0.0
+at.loc["auprc", "null"] = at.loc["auprc_base", "model: arm E"]
+at.loc["calibration", "null"] = np.nan  # it has none
+at.loc[["deviance", "mse"], "null"] = at.loc[["deviance", "mse"], "training mean"]
+at = at.drop("auprc_base")
+
+better = np.where(at.index.isin(["deviance", "mse"]), -1, 1)
+lead, kept = (better * (at[name] - at["null"]) for name in ("model: arm E", "shuffled"))
 
 # %%
-score_of = table.reindex(columns=model.index).reindex(
-    ["shuffled", "zeros", "offset", "scaled by 2", "offset off tissue"]
-)
-kept = (score_of.loc["shuffled"] - null).where(~lower_is_better, null - score_of.loc["shuffled"])
-audit = pd.DataFrame(
-    {
-        "model": model,
-        "shuffled": score_of.loc["shuffled"],
-        "zeros": score_of.loc["zeros"],
-        "null": null,
-    }
-)
+audit = at[["model: arm E", "shuffled", "zeros", "null"]].rename(columns={"model: arm E": "model"})
 audit["discriminates"] = (lead > 0) & (kept <= 0.25 * lead)
-unmoved = (score_of.iloc[2:] - model).abs() <= 0.01 * lead.abs()
-audit[["invariant_to_offset", "invariant_to_scale", "ignores_off_tissue"]] = unmoved.T.to_numpy()
+for what, control in {
+    "invariant_to_offset": "offset",
+    "invariant_to_scale": "scaled by 2",
+    "ignores_off_tissue": "offset off tissue",
+}.items():
+    audit[what] = (at[control] - audit["model"]).abs() <= 0.01 * lead.fillna(audit["model"]).abs()
 
 # %%
-where = audit["discriminates"] & unmoved.all()
-rates = (
-    audit["discriminates"]
-    & audit["ignores_off_tissue"]
-    & audit.index.isin(["deviance", "mse", "d2"])
-)
+of_rates = audit.index.isin(["deviance", "d2", "mse"])
+where = audit.loc[:, "discriminates":"ignores_off_tissue"].all(axis=1)
+rates = audit["discriminates"] & audit["ignores_off_tissue"] & of_rates
 audit["claim"] = np.select([where, rates], ["where", "rates"], "none")
-tables.show(audit.dropna(subset="model"), index=True, missing="undefined")
+tables.show(audit.rename_axis("metric"), index=True, missing="undefined")
 
 # %% [markdown]
 # ## Ceilings
@@ -136,18 +139,27 @@ tables.show(audit.dropna(subset="model"), index=True, missing="undefined")
 #
 # $$\sqrt{\frac{\operatorname{Var} \lambda}{\operatorname{Var} \lambda + \operatorname{E} \lambda}} ,$$
 #
-# exact where the rate is known. Elsewhere the counts are split into two binomial halves: the correlation $r$ of the halves gives the ceiling $\sqrt{2r/(1+r)}$ of the whole. Splitting takes any variance beyond the Poisson one for signal.
+# exact where the rate is known. Elsewhere the counts are split into two binomial halves, which are independent given the rate: the correlation $r$ of the halves gives the reliability $2r/(1+r)$ of the whole (Spearman and Brown), of which the ceiling is the square root. Splitting takes any variance beyond the Poisson one for signal.
+#
+# Both for the gene above, at 8 µm:
 
 # %%
-mask = store.mask[:]
-ceiling = {}
-for width, factor in (("2um", 1), ("8um", 4)):
-    if store.truth is None:
-        ceiling[f"ceiling_{width}"] = controls.split_ceiling(store.counts, mask, factor)
-    else:
-        ceiling[f"ceiling_{width}"] = controls.poisson_ceiling(store.truth, mask, factor)
-genes = gene_table(mse.genes, poisson.genes)
-genes = genes.merge(pd.DataFrame(ceiling).assign(gene=store.genes), on="gene")
+inside = bin_mask(mask, 4)  # 8 µm bins in tissue
+whole = bin_sum(np.where(mask, counts[:, 0], 0), 4)[inside]
+half = np.random.default_rng(0).binomial(whole, 0.5)
+r = stats.pearsonr(half, whole - half).statistic
+of_gene = {"one split": np.sqrt(2 * r / (1 + r)) if r > 0 else np.nan}
+if store.truth is not None:
+    rate = bin_sum(np.where(mask, store.truth.oindex[:, gene], 0), 4)[inside]
+    of_gene["known rate"] = np.sqrt(rate.var() / (rate.var() + rate.mean()))
+tables.show(pd.DataFrame([of_gene]), missing="undefined")
+
+# %% [markdown]
+# For all genes, from the known rate or from the mean correlation over ten splits:
+
+# %%
+ceilings = controls.ceilings(settings, settings.main_patient)
+genes = genes.merge(ceilings, on="gene")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ceiling", "caption": "PCC at 8 µm of every gene against its ceiling. On the line nothing is left to gain."}, "image": {"alt": "Scatter of per-gene PCC against the ceiling for both arms"}}
 figure, axes = style.subplots(1, 2, figsize=(5.8, 3.0), sharex=True, sharey=True)
@@ -174,12 +186,11 @@ interactive.show(plot, "ceiling", gene_page="05b_browser.html", choices=choices)
 reached = {}
 for width in ("2um", "8um"):
     for arm, column in (("D", "mse"), ("E", "poisson")):
-        both = genes[[f"pcc_{width}_{column}", f"ceiling_{width}"]].set_axis(
-            ["PCC", "ceiling"], axis=1
-        )
-        both["PCC / ceiling"] = both["PCC"] / both["ceiling"]
-        reached[f"arm {arm}, {width.removesuffix('um')} µm"] = both.mean()
-tables.show(pd.DataFrame(reached).T, index=True, missing="undefined")
+        score, ceiling = genes[f"pcc_{width}_{column}"], genes[f"ceiling_{width}"]
+        means = score.mean(), ceiling.mean(), (score / ceiling).mean()
+        reached[f"arm {arm}, {width.removesuffix('um')} µm"] = means
+reached = pd.DataFrame(reached, index=["PCC", "ceiling", "PCC / ceiling"]).T
+tables.show(reached, index=True, missing="undefined")
 
 # %% [markdown]
 # ## Spatial structure

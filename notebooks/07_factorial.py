@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import statsmodels.formula.api as smf
 from IPython.display import Markdown, display
+from patsy.contrasts import ContrastMatrix, Treatment
 
 from sparsity_trap import runs
 from sparsity_trap.analysis import controls, factorial, mechanism
@@ -32,54 +33,54 @@ scores = runs.long_table(settings, results)  # one row per run and gene, with th
 # %% [markdown]
 # Between arms D and E three things change at once: the loss, the link and the initial bias of the head. The factorial trains their combinations, everything else equal.
 #
-# Each gene of each test patient is a block that has a score in every cell. A level's dummy variable is centred, so that its coefficient is the difference of marginal means, the level's minus the reference's, over all cells of the other factors, and a product's coefficient is a difference of such differences.
-# The reference is MSE with softplus and the published bias. Standard errors are clustered by gene, so that a gene's patients and cells do not count as independent.
+# Each gene of a test patient and a seed is a block that has a score in every cell. Levels are coded so that a coefficient is the level's mean over all cells of the other factors minus the reference's, and that of a product is a difference of such differences: treatment coding, each column less its mean over the levels.
+# The reference is MSE with softplus and the published bias. The covariance is clustered by gene, so that a gene's patients and cells do not count as independent.
+
 
 # %%
-cells = factorial.factorial_runs(scores)  # no rows where a cell was not trained
-levels = {
-    "loss": ["mse-log1p", "poisson", "nb"],
-    "link": ["exp"],
-    "bias": ["gene-mean"],
-}
+class Marginal(Treatment):
+    """Each level against the reference, at the mean of the other factors' levels."""
+
+    def code_without_intercept(self, levels):
+        coded = super().code_without_intercept(levels)
+        return ContrastMatrix(coded.matrix - 1 / len(levels), coded.column_suffixes)
 
 
+formula = "score ~ C(loss, Marginal('mse')) * C(link, Marginal('softplus')) * C(bias, Marginal('published'))"
+
+
+# %%
 def effects(score):
     """Main effects and interactions on a score, with 95 % intervals over genes."""
-    blocks = factorial.complete_blocks(cells, score)
-    for factor, names in levels.items():
-        for name in names:
-            dummy = (blocks[factor] == name).astype(float)
-            blocks[f"{factor}={name}"] = dummy - dummy.mean()
-    groups = ["(" + " + ".join(f"Q('{f}={n}')" for n in names) + ")" for f, names in levels.items()]
-    fit = smf.ols(f"score ~ {' * '.join(groups)}", blocks).fit(
-        cov_type="cluster", cov_kwds={"groups": pd.factorize(blocks["gene"])[0]}, use_t=True
-    )
-    found = pd.concat([fit.params, fit.conf_int(), fit.pvalues], axis=1).iloc[1:]
+    blocks = factorial.complete_blocks(crossed, score)  # a row per block, a column per cell
+    cells = blocks.melt(ignore_index=False, value_name="score").reset_index()
+    clusters = {"groups": pd.factorize(cells["gene"])[0]}
+    fit = smf.ols(formula, cells).fit(cov_type="cluster", cov_kwds=clusters, use_t=True)
+    found = pd.concat([fit.params, fit.conf_int(), fit.pvalues], axis=1).drop("Intercept")
     found.columns = ["effect", "ci_low", "ci_high", "p_value"]
-    terms = found.index.str.replace(r"Q\('([^']*)'\)", r"\1", regex=True).str.replace(":", " x ")
-    return (
-        found.assign(order=terms.str.count(" x ") + 1).set_axis(terms.rename("term")).reset_index()
-    )
+    # C(loss, Marginal('mse'))[T.nb]:C(link, …)[T.exp] becomes loss=nb x link=exp
+    terms = found.index.str.replace(r"C\((\w+), \S+\)\[T\.(.+?)\]", r"\1=\2", regex=True)
+    found.insert(0, "term", terms.str.replace(":", " x "))
+    return found.assign(order=terms.str.count(":") + 1).reset_index(drop=True)
 
 
 # %%
-trained = len(cells) > 0
+crossed = factorial.factorial_runs(scores)  # runs that differ in nothing but the three factors
+blocks = factorial.complete_blocks(crossed, "pcc_8um")
+trained = len(blocks) > 0
 if trained:
     on_pcc = effects("pcc_8um")
-    for row in on_pcc[on_pcc["order"] == 1].itertuples():
-        quote(
-            f"factorial.{row.term.split('=')[1]}",
-            effect=row.effect, ci_low=row.ci_low, ci_high=row.ci_high, p_value=row.p_value,
-        )  # fmt: skip
+    for row in on_pcc[on_pcc["order"] == 1].set_index("term").itertuples():
+        numbers = {"effect": row.effect, "ci_low": row.ci_low, "ci_high": row.ci_high}
+        quote(f"factorial.{row.Index.split('=')[1]}", **numbers, p_value=row.p_value)
 
 # %% tags=["remove-input"]
-n_patients = cells["patient"].nunique()
+n_genes, n_patients = (blocks.index.unique(name).size for name in ("gene", "patient"))
+tested = "One test patient says" if n_patients == 1 else f"{n_patients} test patients say"
 Markdown(
-    f"{cells['gene'].nunique()} genes, {n_patients} test patient{'s' * (n_patients != 1)}. Intervals "
-    f"are over genes; {n_patients} tested of many says nothing about other patients."
+    f"{n_genes} genes. {tested} nothing about patients at large, over whom there are no intervals."
     if trained
-    else f"The preset `{settings.name}` does not train the whole factorial."
+    else "The preset of this build does not train the whole factorial."
 )
 
 # %% [markdown]
@@ -96,8 +97,8 @@ if trained:
     figure, axis = style.subplots(figsize=(6.4, 0.9 + 0.24 * len(shown)))
     for order, colour in ((1, "#222222"), (2, "#8A8A8A")):
         rows = shown[shown["order"] == order]
-        spread = rows[["ci_low", "ci_high"]].sub(rows["effect"], axis=0).abs().T
-        axis.errorbar(rows["effect"], rows.index, xerr=spread, fmt="o", ms=4, lw=1.2, color=colour)
+        axis.hlines(rows.index, rows["ci_low"], rows["ci_high"], color=colour, lw=1.2)
+        axis.plot(rows["effect"], rows.index, "o", ms=4, color=colour)
     axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
     axis.set_yticks(shown.index, [style.term_name(term) for term in shown["term"]])
     axis.set_ylim(-0.7, len(shown) - 0.3)
@@ -124,16 +125,14 @@ if trained:
 
 # %%
 between = factorial.complete_blocks(factorial.gap_runs(scores), "pcc_8um")
-start, end = factorial.GAP  # the cells of arms D and E
 if len(between):
-    parts = factorial.contributions(between, start, end)  # of loss, link and bias, per gene
+    parts = factorial.contributions(between)  # of loss, link and bias in every gene's gap
     shares = factorial.share_of_gap(parts)
     for row in shares.itertuples():
-        quote(
-            f"gap.{row.factor}",
-            contribution=row.contribution, share=row.share, ci_low=row.ci_low, ci_high=row.ci_high,
-        )  # fmt: skip
-    display(tables.show(shares))
+        share = {"share": row.share, "ci_low": row.ci_low, "ci_high": row.ci_high}
+        quote(f"gap.{row.factor}", contribution=row.contribution, **share)
+    means = between.mean().rename("mean PCC 8 µm").reset_index()
+    display(tables.show(means), tables.show(shares))
 
 # %% [markdown]
 # :::{when} gap.loss.share
@@ -166,22 +165,23 @@ figure
 # Both losses have the same minimiser. What differs is how much each bin pulls on the way: the gradient on η is a weight times λ − y. With $\lambda' = \partial\lambda/\partial\eta$, which is λ for the exp link and $1 - e^{-\lambda}$ for softplus, the weight is $2\lambda'$ under MSE and $\lambda'/\lambda$ under Poisson.
 # Under MSE it grows with the rate, so frequent bins lead; under Poisson with the exp link every bin weighs the same.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-weights", "caption": "Weight of a bin's residual in the gradient of the linear output. Computed, no data."}, "image": {"alt": "Curves of the weight against the rate for both losses and links"}}
+# %%
 rate = np.geomspace(1e-3, 10, 200)
-slopes = {"exp": rate, "softplus": -np.expm1(-rate)}
+slopes = {"exp": rate, "softplus": -np.expm1(-rate)}  # λ'
+weights = {("MSE", link): 2 * slope for link, slope in slopes.items()}
+weights |= {("Poisson", link): slope / rate for link, slope in slopes.items()}
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-weights", "caption": "Weight of a bin's residual in the gradient of the linear output. Computed, no data."}, "image": {"alt": "Curves of the weight against the rate for both losses and links"}}
 figure, axes = style.subplots(1, 2, figsize=(6.6, 2.7), sharey=True)
-figure.data = pd.DataFrame({"rate": rate})
-for axis, (link, slope) in zip(axes, slopes.items(), strict=True):
-    weights = {
-        "MSE": (2 * slope, style.MSE_COLOUR),
-        "Poisson": (slope / rate, style.POISSON_COLOUR),
-    }
-    for loss, (weight, colour) in weights.items():
-        axis.loglog(rate, weight, color=colour, label=loss)
-        figure.data[f"{loss}, {link}"] = weight
+for (loss, link), weight in weights.items():
+    axis = axes[list(slopes).index(link)]
+    colour = style.MSE_COLOUR if loss == "MSE" else style.POISSON_COLOUR
+    axis.loglog(rate, weight, color=colour, label=loss)
     axis.set(title=f"link {link}", xlabel="predicted rate λ, counts per bin")
 axes[0].set_ylabel("weight of λ − y in ∂loss/∂η")
 axes[0].legend(loc="lower right")
+figure.data = pd.DataFrame({f"{loss}, {link}": w for (loss, link), w in weights.items()})
+figure.data.insert(0, "rate", rate)
 figure
 
 # %% [markdown]
@@ -222,7 +222,6 @@ style.mark(figure, settings.source, shares_of_genes)
 # %%
 toy = mechanism.toy_minimisers()
 toy["error"] = toy["relative_error"].round(3).add(0).map("{:.1%}".format).str.replace("-", "−")
-toy = toy.astype({"steps": str}).pivot(
-    index=["loss", "link"], columns="rate", values=["error", "steps"]
-)
+toy["steps"] = toy["steps"].astype(str)
+toy = toy.pivot(index=["loss", "link"], columns="rate", values=["error", "steps"])
 tables.show(toy.rename(columns={"error": "minimiser against the mean count"}), index=True)

@@ -36,32 +36,37 @@ scores = runs.long_table(settings, runs.load_all(settings))
 #
 # The second dial is the width of the bins that the loss compares: summed to wider bins, the same counts are less sparse. Each model is scored at the width it was trained at.
 #
-# The gain of a gene at a setting is its PCC under Poisson minus that under MSE, within a patient and seed, then averaged:
+# The gain of a gene at a setting is its PCC under Poisson minus that under MSE, within a patient and seed that were tested at every setting of the dial, then averaged. It is followed along the mean count of the bins that the loss sees.
 
 # %%
 titles = {"keep": "training counts thinned", "bin_um": "bins summed"}
-gains = {}
-for setting in titles:
-    rows = dial.dial_runs(scores, setting)
-    pairs = rows.pivot_table(
-        index=["gene", setting, "patient", "seed"], columns="loss", values="score"
-    )
-    if {"mse", "poisson"} <= set(pairs) and pairs.index.get_level_values(setting).nunique() > 1:
-        gain = (pairs["poisson"] - pairs["mse"]).groupby(["gene", setting]).mean()
-        gains[setting] = gain.unstack(setting).dropna(axis=1, how="all")
+dials = {setting: dial.gains(scores, setting) for setting in titles}  # one row per gene and setting
+dials = {setting: gains for setting, gains in dials.items() if len(gains)}  # that were turned
 
 # %% [markdown]
-# The slope of a gene is the change of its gain per doubling of the setting, by least squares; the interval of the mean slope is a bootstrap over genes, its p-value Wilcoxon's signed rank test over genes:
+# The slope of a gene is the change of its gain per doubling of the setting, by least squares. The interval of the mean slope is a bootstrap over genes, its *p* that of Wilcoxon's signed rank test:
 
 # %%
-for setting, gain in gains.items():
-    whole = gain.dropna()
-    slopes = np.polyfit(np.log2(whole.columns.astype(float)), whole.T, 1)[0]
-    low, high = mean_interval(slopes)
-    p_value = stats.wilcoxon(slopes).pvalue if slopes.any() else np.nan
+for setting, gains in dials.items():
+    wide = gains.pivot(index="gene", columns=setting, values="delta")
+    slopes = np.polyfit(np.log2(wide.columns.astype(float)), wide.T, 1)[0]
+    low, high = mean_interval(slopes)  # stats.bootstrap, percentiles of 5,000 draws
+    p_value = stats.wilcoxon(slopes).pvalue
     quote(f"dial.{setting}", slope=slopes.mean(), ci_low=low, ci_high=high, p_value=p_value)
     if setting == "keep":  # prose speaks of halving the counts
         quote("dial.keep", per_halving=-slopes.mean(), per_halving_low=-high, per_halving_high=-low)
+
+# %% [markdown]
+# The mean over genes at each setting, with its interval:
+
+# %%
+curves = {}
+for setting, gains in dials.items():
+    by_setting = gains.groupby(setting)
+    curve = by_setting[["mean_count", "delta"]].mean()
+    curve[["ci_low", "ci_high"]] = by_setting["delta"].agg(mean_interval).to_list()
+    curves[setting] = curve.assign(n_genes=by_setting.size()).reset_index()
+    display(tables.show(curves[setting], digits=4))
 
 # %% [markdown]
 # :::{when} dial.keep.slope
@@ -74,37 +79,27 @@ for setting, gain in gains.items():
 # :::
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dial", "caption": "Gain of Poisson over MSE at matched link and bias against the mean count of the bins that the loss sees, with 95 % intervals over genes. Left: training counts thinned. Right: bins summed."}, "image": {"alt": "Curves of the gain against mean count for thinning and for bin width"}}
-dials = {titles[setting]: dial.turn(scores, setting) for setting in gains}
 figure = style.not_trained("the dial")
 if dials:
-    figure, axes = style.subplots(
-        1, len(dials), figsize=(3.6 * len(dials), 2.9), sharey=True, squeeze=False
-    )
-    for axis, (title, turned) in zip(axes[0], dials.items(), strict=True):
-        curve = turned.curve
-        counts = curve["mean_count"]
-        axis.fill_between(
-            counts, curve["ci_low"], curve["ci_high"], color=style.POISSON_COLOUR, alpha=0.18
-        )
-        axis.plot(counts, curve["delta"], "o-", ms=4, color=style.POISSON_COLOUR)
-        for value, x, y in zip(curve.iloc[:, 0], counts, curve["delta"], strict=True):
-            name = (
-                f"{value:g} µm"
-                if "bin_um" in curve
-                else f"1/{1 / value:.0f}"
-                if value < 1
-                else "all"
-            )
+    size = 3.6 * len(dials), 2.9
+    figure, axes = style.subplots(1, len(dials), figsize=size, sharey=True, squeeze=False)
+    for axis, (setting, curve) in zip(axes[0], curves.items(), strict=True):
+        counts, colour = curve["mean_count"], style.POISSON_COLOUR
+        axis.fill_between(counts, curve["ci_low"], curve["ci_high"], color=colour, alpha=0.18)
+        axis.plot(counts, curve["delta"], "o-", ms=4, color=colour)
+        for value, x, y in zip(curve[setting], counts, curve["delta"], strict=True):
+            share = f"1/{1 / value:.0f}" if value < 1 else "all"
+            name = share if setting == "keep" else f"{value:g} µm"
             axis.annotate(name, (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=7)
         axis.axhline(0, color="#9A9A9A", lw=0.8, zorder=0)
-        axis.set(xscale="log", title=title, xlabel="mean count of a gene per bin")
+        axis.set(xscale="log", title=titles[setting], xlabel="mean count of a gene per bin")
         axis.margins(x=0.12)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("gain in PCC, Poisson − MSE")
-    data = pd.concat(turned.curve.assign(dial=title) for title, turned in dials.items())
-    style.mark(figure, settings.source, data)
+    drawn = pd.concat(curve.assign(dial=titles[setting]) for setting, curve in curves.items())
+    style.mark(figure, settings.source, drawn)
 figure
 
 # %% [markdown]
@@ -115,9 +110,6 @@ figure
 # %% tags=["remove-input"]
 if dials:
     categories = scores.groupby("gene")["category"].first()
-    plot, choices = interactive.dial_browser(dials, categories, settings.source)
+    turned = {titles[setting]: gains for setting, gains in dials.items()}
+    plot, choices = interactive.dial_browser(turned, categories, settings.source)
     display(interactive.show(plot, "dial", gene_page="05b_browser.html", choices=choices))
-
-# %% tags=["remove-input"]
-for turned in dials.values():
-    display(tables.show(turned.curve, digits=4))

@@ -48,30 +48,23 @@ main = main[main["seed"] == main.groupby("arm")["seed"].transform("min")]
 poisson = runs.pick(results, "E", settings.main_patient)
 
 # %% [markdown]
-# An empty map, and the predictions of arm E dealt to other patches, scored like an arm ([](06_controls.ipynb)); the best attainable PCC at 2 µm, from the true rate where it is known and else from split counts:
+# Controls are scored once, for [](06_controls.ipynb) and this page: here an empty map, and the predictions of arm E dealt to other patches. So are ceilings, the best attainable PCC, from the true rate where it is known and else from split counts:
 
 # %%
-store = runs.store(settings, settings.main_patient)
-nothing = {"all-zeros": controls.zeros(store)}
-if len(store) > 1:
-    nothing["shuffled"] = controls.shuffled(poisson.predictions, seed=0)
-nothing = {
-    name: pd.DataFrame(controls.score(store, maps).compute(), index=store.genes)
-    for name, maps in nothing.items()
-}
-if store.truth is None:
-    ceiling = controls.split_ceiling(store.counts, store.mask[:], bin_factor=1)
-else:
-    ceiling = controls.poisson_ceiling(store.truth, store.mask[:], bin_factor=1)
-ceiling = pd.Series(ceiling, store.genes)
+nothing = controls.control_scores(settings, poisson).set_index(["control", "gene"])
+ceiling = controls.ceilings(settings, settings.main_patient).set_index("gene")["ceiling_2um"]
 
 # %% [markdown]
-# The loss's share of the gap ([](07_factorial.ipynb)), the dial of thinned counts ([](08_dial.ipynb)), and the toy fits of [](07_factorial.ipynb):
+# The shares of the gap ([](07_factorial.ipynb)), the slope of every gene along the thinned counts ([](08_dial.ipynb)), and the toy fits of [](07_factorial.ipynb):
 
 # %%
 between = factorial.complete_blocks(factorial.gap_runs(scores), "pcc_8um")
 shares = factorial.share_of_gap(factorial.contributions(between)) if len(between) else None
-thinned = dial.turn(scores, "keep")
+thinned = dial.gains(scores, "keep").pivot(index="gene", columns="keep", values="delta")
+halvings = pd.Series(dtype=float)  # change of each gene's gain per halving of the counts
+if len(thinned):
+    halvings = -np.polyfit(np.log2(thinned.columns.astype(float)), thinned.T, 1)[0]
+    halvings = pd.Series(halvings, thinned.index)
 toy = mechanism.toy_minimisers()
 
 # %% [markdown]
@@ -290,9 +283,7 @@ ledger.judge(
 # *Rule.* Supported if the interval of the mean change of gain per halving of the training counts lies above 0, not supported if below 0.005 (0.02 over four halvings).
 
 # %%
-halving = Estimate()
-if thinned is not None:  # slopes are per doubling of the counts
-    halving = mean(-thinned.slopes)
+halving = mean(halvings)
 ledger.judge("sparsity_causes_gain", "gain in PCC per halving of counts", halving, below=WORTH / 4)
 
 # %% [markdown]
@@ -388,7 +379,7 @@ ledger.judge("multi_resolution", "smallest advantage of V7 in PCC at 8 µm", ove
 # *Rule.* Supported if the interval of E's mean advantage in SSIM at 2 µm lies above 0, not supported if below 0.02.
 
 # %%
-over_zeros = mean(of_arms("ssim_2um", "E")["E"] - nothing["all-zeros"]["ssim_2um"])
+over_zeros = mean(of_arms("ssim_2um", "E")["E"] - nothing.loc["zeros", "ssim_2um"])
 ledger.judge("ssim_beats_emptiness", "advantage over all zeros in SSIM at 2 µm", over_zeros)
 
 # %% [markdown]
@@ -408,7 +399,7 @@ ledger.judge("deep_beats_linear", "advantage over linear in PCC at 8 µm", over_
 # *Rule.* Supported if the interval of the shuffled control's mean PCC at 8 µm lies within 0.05 of 0, not supported if wholly outside.
 
 # %%
-null = mean(nothing["shuffled"]["pcc_8um"]) if "shuffled" in nothing else Estimate()
+null = mean(nothing.loc["shuffled", "pcc_8um"]) if "shuffled" in nothing.index else Estimate()
 ruling = "undetermined"
 if null.low > -NULL_PCC and null.high < NULL_PCC:
     ruling = "supported"

@@ -46,8 +46,8 @@ from sparsity_trap.settings import (
 from sparsity_trap.training import train
 
 __all__ = [
-    "Quotes", "Result", "contrast", "gains", "load", "load_all", "long_table", "matched", "open_preset",
-    "panel", "pick", "run", "run_table", "section", "store", "tokens",
+    "Quotes", "Result", "contrast", "gains", "kept_table", "load", "load_all", "long_table",
+    "matched", "open_preset", "panel", "pick", "run", "run_table", "section", "store", "tokens",
 ]  # fmt: skip
 
 #: Folder of the cell-type maps of the source ``tissue-map``, relative to the repository.
@@ -56,6 +56,7 @@ LABELS = ROOT / "data" / "crc_8um_labels"
 
 #: Code that each kind of result depends on, beside that of what it is made from.
 _CODE = {
+    "table": ("analysis/controls.py", "metrics.py", "scores.py", "_loops.py", "bins.py"),
     "section": ("simulation/*",),
     "store": ("bins.py", "data/*"),
     "tokens": ("encoders.*",),
@@ -161,6 +162,32 @@ def run(preset: Preset, this: Run) -> Path:
     recipe = _run_recipe(preset, this)
     _make(preset, "run", this.name, folder, recipe, lambda: train(preset, this))
     return folder
+
+
+def kept_table(
+    preset: Preset, name: str, made_from: Run | str, compute: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """A table that takes long and that several pages read, kept as ``tables/<name>.parquet``.
+
+    Parameters
+    ----------
+    preset, name
+        Of the table.
+    made_from
+        The run, or the patient whose store, it is computed from.
+    compute
+        Computes it where it is missing, or was made from something else.
+    """
+    path = preset.folder / "tables" / f"{name}.parquet"
+    of_store = isinstance(made_from, str)
+    source = _store_recipe(preset, made_from) if of_store else _run_recipe(preset, made_from)
+
+    def write() -> None:
+        with building(path) as partial:
+            compute().to_parquet(partial, index=False)
+
+    _make(preset, "table", name, path, _recipe("table", source), write)
+    return pd.read_parquet(path)
 
 
 def _make(

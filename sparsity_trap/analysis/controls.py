@@ -1,67 +1,53 @@
-"""Predictions that need no training, what they say about each metric, and ceilings of PCC.
+"""Predictions that need no training, and ceilings of PCC.
 
 A control is an iterator over the patches of a store, in store order: one array of rates
-[G, 128, 128] a patch, so that memory does not grow with the section. A store is a ``PatchStore``;
-``predictions`` is a run's rates [N, G, 128, 128], as zarr or in memory.
+[G, 128, 128] a patch, so that memory does not grow with the section. ``predictions`` are a run's
+rates [N, G, 128, 128], as zarr or in memory.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import reduce
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 
+from sparsity_trap import runs
 from sparsity_trap.bins import BIN_UM, Maps, bin_mask, bin_sum
+from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.decoders import BINS_PER_TOKEN
 from sparsity_trap.metrics import Moments
+from sparsity_trap.runs import Result
 from sparsity_trap.scores import GeneScores
-from sparsity_trap.settings import UserError
+from sparsity_trap.settings import Preset, UserError
+from sparsity_trap.training import training_mean as mean_in_training
 
 #: What softplus makes of an output of 0, counts per bin: the published MSE arm's initial value,
 #: which stays where no loss is taken.
 UNSUPERVISED_RATE = float(np.log(2))
 
 
-class Store(Protocol):
-    """The part of ``PatchStore`` that controls read."""
-
-    counts: Maps
-    mask: Maps
-    truth: Maps | None
-    origin: Maps
-
-    @property
-    def genes(self) -> Sequence[str]: ...
-
-
 # --- controls -------------------------------------------------------------------------------------
 
 
-def of_model(predictions: Maps) -> Iterator[np.ndarray]:
-    """A model's own predictions, patch by patch."""
-    return (_rates(predictions, i) for i in range(predictions.shape[0]))
-
-
-def zeros(store: Store) -> Iterator[np.ndarray]:
+def zeros(store: PatchStore) -> Iterator[np.ndarray]:
     """No count anywhere."""
     n, *shape = store.counts.shape
     return (np.zeros(shape, np.float32) for _ in range(n))
 
 
-def training_mean(store: Store, train_mean: np.ndarray) -> Iterator[np.ndarray]:
+def training_mean(store: PatchStore, train_mean: np.ndarray) -> Iterator[np.ndarray]:
     """Each gene's mean count per bin in the training sections [G], everywhere."""
     n, *shape = store.counts.shape
     flat = np.asarray(train_mean, np.float32)[:, None, None]
     return (np.broadcast_to(flat, shape) for _ in range(n))
 
 
-def patch_mean(store: Store) -> Iterator[np.ndarray]:
+def patch_mean(store: PatchStore) -> Iterator[np.ndarray]:
     """Each gene's mean count over the tissue of the patch itself.
 
     Knows the answer between patches and nothing within: what a model scores above it, it owes to
@@ -133,7 +119,7 @@ def offset(
         yield _rates(predictions, i) + by * where
 
 
-def oracle(store: Store) -> Iterator[np.ndarray]:
+def oracle(store: PatchStore) -> Iterator[np.ndarray]:
     """The rate from which a simulated section's counts were drawn.
 
     Raises
@@ -147,7 +133,7 @@ def oracle(store: Store) -> Iterator[np.ndarray]:
     return (_rates(truth, i) for i in range(truth.shape[0]))
 
 
-def oracle_of_tokens(store: Store, bins: int = BINS_PER_TOKEN) -> Iterator[np.ndarray]:
+def oracle_of_tokens(store: PatchStore, bins: int = BINS_PER_TOKEN) -> Iterator[np.ndarray]:
     """The true rate, averaged over encoder tokens of 16 µm: the best without detail in them."""
     for rate in oracle(store):
         mean = bin_sum(rate, bins) / bins**2
@@ -158,70 +144,92 @@ def _rates(maps: Maps, i: int) -> np.ndarray:
     return np.asarray(maps[i], dtype=np.float32)
 
 
-# --- tables ---------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def score(
-    store: Store,
+    store: PatchStore,
     rates: Iterable[np.ndarray],
     train_mean: np.ndarray | None = None,
     name: str = "prediction",
-) -> GeneScores:
-    """Scores of a control, or of a run's predictions, against the counts of a store."""
+) -> pd.DataFrame:
+    """Scores of a control against the counts of a store: ``gene`` and the columns of `GeneScores`.
+
+    Parameters
+    ----------
+    store
+        The test section.
+    rates
+        The control.
+    train_mean
+        [G] mean count per bin of each gene in the training sections.
+    name
+        Whose predictions these are, for errors.
+    """
     scores = GeneScores(store.genes, train_mean=train_mean, name=name)
     for i, rate in enumerate(rates):
         part = slice(i, i + 1)
         truth = None if store.truth is None else np.asarray(store.truth[part], np.float32)
         scores.update(store.counts[part], rate[None], store.mask[part], truth)
-    return scores
+    return pd.DataFrame({"gene": list(store.genes), **scores.compute()})
 
 
-def known_nothing(store: Store, train_mean: np.ndarray) -> dict[str, Iterator[np.ndarray]]:
-    """Controls that know nothing of the image, by name; the oracles where true rates are known."""
-    maps = {
-        "training mean": training_mean(store, train_mean),
-        "patch mean": patch_mean(store),
-    }
-    if store.truth is not None:
-        maps |= {"oracle": oracle(store), "oracle at 16 µm": oracle_of_tokens(store)}
-    return maps
-
-
-def spoilt(
-    store: Store,
-    predictions: Maps,
-    train_mean: np.ndarray,
-    blur_bins: Sequence[float] = (4, 16),
-    shift_bins: Sequence[int] = (4, 16),
+def all_controls(
+    store: PatchStore, predictions: Maps, train_mean: np.ndarray
 ) -> dict[str, Iterator[np.ndarray]]:
-    """A model's predictions spoilt by known amounts, by name.
+    """The controls by name, those of a model made from its predictions.
+
+    Shuffles are missing for a section of one patch, oracles for a real section.
 
     Parameters
     ----------
     store
         The test section.
     predictions
-        The model's rates [N, G, 128, 128].
+        The model's rates.
     train_mean
-        [G] mean count per bin of each gene in the training sections: the offset. Off tissue it is
-        ``UNSUPERVISED_RATE``.
-    blur_bins, shift_bins
-        Standard deviations and distances, in 2 µm bins.
+        [G] mean count per bin of each gene in the training sections; also the offset.
     """
-    maps = {
-        **{f"blurred {BIN_UM * s:g} µm": blurred(predictions, s) for s in blur_bins},
-        **{f"shifted {BIN_UM * k:g} µm": shifted(predictions, k) for k in shift_bins},
+    named = {
+        "zeros": zeros(store),
+        "training mean": training_mean(store, train_mean),
+        "patch mean": patch_mean(store),
+        **{f"blurred {BIN_UM * bins:g} µm": blurred(predictions, bins) for bins in (4, 16)},
+        **{f"shifted {BIN_UM * bins:g} µm": shifted(predictions, bins) for bins in (4, 16)},
         "scaled by 2": scaled(predictions, 2),
         "offset": offset(predictions, train_mean),
         "offset off tissue": offset(predictions, UNSUPERVISED_RATE, store.mask),
     }
     if predictions.shape[0] > 1:
-        maps["next tile"] = next_tile(predictions)
-    return maps
+        named |= {"shuffled": shuffled(predictions, seed=0), "next tile": next_tile(predictions)}
+    if store.truth is not None:
+        named |= {"oracle": oracle(store), "oracle at 16 µm": oracle_of_tokens(store)}
+    return named
 
 
-def morans_table(store: Store, predictions: Maps) -> pd.DataFrame:
-    """Moran's I at 8 µm of counts and prediction, by squidpy; see `morans_i`.
+def control_scores(preset: Preset, result: Result) -> pd.DataFrame:
+    """Scores of `all_controls` of a run on its test patient, one row per control and gene.
+
+    Computed once and kept as ``tables/controls.parquet``; see `runs.kept_table`.
+
+    Returns
+    -------
+    DataFrame with ``control``, ``gene`` and the columns of `GeneScores`.
+    """
+
+    def scored() -> pd.DataFrame:
+        store = runs.store(preset, result.run.test_patient)
+        train_mean = mean_in_training(preset, result.run)
+        return pd.concat(
+            score(store, rates, train_mean, f"{result.run.name}, {name}").assign(control=name)
+            for name, rates in all_controls(store, result.predictions, train_mean).items()
+        )
+
+    return runs.kept_table(preset, "controls", result.run, scored)
+
+
+def morans_table(store: PatchStore, predictions: Maps) -> pd.DataFrame:
+    """Moran's I at 8 µm of counts and prediction; see `morans_i`.
 
     Holds the 8 µm maps of the section in memory, about 0.5 GB for 570 patches of 50 genes.
 
@@ -286,6 +294,29 @@ def _inside8(maps: Maps, mask: Maps, i: int) -> np.ndarray:
 # --- ceilings -------------------------------------------------------------------------------------
 
 
+def ceilings(preset: Preset, patient: str) -> pd.DataFrame:
+    """Best attainable PCC per gene: exact where the true rate is known, else by splitting.
+
+    Computed once and kept as ``tables/ceilings.parquet``.
+
+    Returns
+    -------
+    DataFrame with ``gene``, ``ceiling_2um`` and ``ceiling_8um``.
+    """
+
+    def computed() -> pd.DataFrame:
+        store = runs.store(preset, patient)
+        mask, columns = store.mask[:], {}
+        for name, factor in (("ceiling_2um", 1), ("ceiling_8um", 4)):
+            if store.truth is not None:
+                columns[name] = poisson_ceiling(store.truth, mask, factor)
+            else:
+                columns[name] = split_ceiling(store.counts, mask, factor)
+        return pd.DataFrame({"gene": list(store.genes), **columns})
+
+    return runs.kept_table(preset, "ceilings", patient, computed)
+
+
 def poisson_ceiling(rate: Maps, mask: Maps, bin_factor: int = 4) -> np.ndarray:
     """Best attainable PCC of any prediction with Poisson counts of a known rate.
 
@@ -318,8 +349,8 @@ def split_ceiling(
     """Best attainable PCC, estimated from counts by splitting them in binomial halves.
 
     The halves of Poisson counts are independent given the rate, so their correlation r comes from
-    the rate alone. The full counts have the reliability 2 r / (1 + r) (Spearman and Brown, 1910), of
-    which the square root bounds the correlation of any prediction with them. Splitting cannot tell
+    the rate alone. The full counts have the reliability 2 r / (1 + r) (Spearman and Brown, 1910),
+    whose square root bounds the correlation of any prediction with them. Splitting cannot tell
     structure from noise that neighbouring bins share; it takes both for signal. Its error is that
     of a correlation: about 0.02 at a ceiling of 0.5 with 20,000 bins, more where counts are rarer.
 

@@ -1,166 +1,151 @@
-"""The factors loss, link and head bias: which runs are cells of the factorial, and shares of a gap.
+"""Loss, link and head bias as factors: the runs that cross them, and what each has in a gap.
 
-Runs that differ in a factor share genes and test patients, so each gene of each patient is a block,
-and every effect is a mean of differences within blocks. Cells are found by what their arms are, not
-by name.
+Runs that differ in a factor share genes and test patients, so each gene of a patient and a seed is
+a block, and every effect is a mean of differences within blocks. Intervals are over genes: from a
+few patients nothing can be said about patients at large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import permutations, product
+from itertools import permutations
+from math import prod
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from sparsity_trap.analysis.association import LEAST_GENES
-from sparsity_trap.losses import LINKS, LOSSES
-from sparsity_trap.settings import Arm
+from sparsity_trap.bins import BIN_UM
+from sparsity_trap.settings import PUBLISHED_BIAS, Arm
 
 FACTORS = ("loss", "link", "bias")
 
-#: Both ends of the published contrast, arms D and E, with the bias as a number.
-GAP = (
-    {"loss": "mse", "link": "softplus", "bias": 0.0},
-    {"loss": "poisson", "link": "exp", "bias": -3.0},
-)
+#: Level of each factor in the arms of the published contrast, D and E, the bias as a number.
+ARM_D = ("mse", "softplus", PUBLISHED_BIAS["softplus"])
+ARM_E = ("poisson", "exp", PUBLISHED_BIAS["exp"])
 
 
-def factorial_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `runs.long_table` of loss × link × bias (published or gene means), all else equal.
+def as_published(scores: pd.DataFrame, but: str = "") -> pd.Series:
+    """True for runs whose arm differs from D and E in loss, link and bias at most.
 
-    Empty where a cell was not trained.
+    Parameters
+    ----------
+    scores
+        From `runs.long_table`.
+    but
+        One more setting that may differ: ``keep`` or ``bin_um``.
     """
-    rows = table[as_published(table, but=FACTORS) & table["bias"].isin(["published", "gene-mean"])]
-    cells = set(rows[list(FACTORS)].itertuples(index=False, name=None))
-    wanted = set(product(LOSSES, LINKS, ("published", "gene-mean")))
-    return rows if cells == wanted else rows.iloc[:0]
-
-
-def gap_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `runs.long_table` of the cells between both ends of `GAP`, ``bias`` being a number.
-
-    Empty where a cell was not trained.
-    """
-    rows = table[as_published(table, but=FACTORS) & (table["bias"] != "gene-mean")]
-    rows = rows.assign(bias=rows["bias_value"].astype(float))
-    cells = pd.MultiIndex.from_frame(rows[list(FACTORS)])
-    wanted = list(product(*({start[f], end[f]} for start, end in [GAP] for f in FACTORS)))
-    rows = rows[cells.isin(wanted)]
-    return rows if set(cells) >= set(wanted) else rows.iloc[:0]
-
-
-def as_published(table: pd.DataFrame, but: tuple[str, ...]) -> pd.Series:
-    """True where everything but the named settings is that of arms D and E."""
-    defaults = Arm(title="", loss="mse", link="exp", bias=0).model_dump()
-    same = pd.Series(True, table.index)
-    for key in ("decoder", "masked", "keep", "bicubic_from_um", "bin_um", "bias"):
-        if key not in but:
-            wanted = {"bin_um": 2, "bias": "published"}.get(key, defaults.get(key))
-            same &= table[key].isna() if wanted is None else table[key] == wanted
+    fields = {name: Arm.model_fields[name].default for name in ("decoder", "masked", "keep")}
+    same = scores["bicubic_from_um"].isna()
+    for setting, value in (fields | {"bin_um": BIN_UM}).items():
+        if setting != but:
+            same &= scores[setting] == value
     return same
 
 
+def factorial_runs(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `runs.long_table` that cross loss, link and bias (published or gene means)."""
+    return scores[as_published(scores) & scores["bias"].isin(["published", "gene-mean"])]
+
+
+def gap_runs(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `runs.long_table` between arms D and E, ``bias`` being a number in both.
+
+    With the publication's name for it, the bias would go with the link (0 with softplus, -3 with
+    exp), and its share of the gap would hide in that of the link.
+    """
+    between = as_published(scores)
+    scores = scores.assign(bias=scores["bias_value"])
+    for factor, *ends in zip(FACTORS, ARM_D, ARM_E, strict=True):
+        between &= scores[factor].isin(ends)
+    return scores[between].astype({"bias": float})
+
+
 def complete_blocks(rows: pd.DataFrame, score: str) -> pd.DataFrame:
-    """One row per cell of every block in which all cells have a score.
+    """A score of every gene, patient and seed in every cell of the factorial.
 
     Parameters
     ----------
     rows
         From `factorial_runs` or `gap_runs`.
     score
-        Column that is compared.
+        Column of the score.
 
     Returns
     -------
-    DataFrame with ``gene``, ``patient``, `FACTORS` and ``score``, the mean over seeds; empty with
-    fewer than 4 genes. A score that is undefined under one seed makes the cell's mean
-    incomparable, so its block is left out.
+    DataFrame
+        Index ``gene``, ``patient``, ``seed``; columns ``loss``, ``link``, ``bias``. Blocks without
+        the score in some cell are left out. Empty where a factor does not vary, a combination of
+        the levels was not trained, or fewer than four genes are left.
     """
-    keys = ["gene", "patient", *FACTORS]
-    if rows.empty:
-        return pd.DataFrame(columns=[*keys, "score"])
-    # Cells are compared within a patient on the seeds that all of them were run with.
-    seeds = (
-        rows.groupby(["patient", *FACTORS])["seed"]
-        .agg(set)
-        .groupby("patient")
-        .agg(lambda of_cells: set.intersection(*of_cells))
-    )
-    rows = rows[[seed in seeds[p] for p, seed in zip(rows["patient"], rows["seed"], strict=True)]]
-    cells = rows.groupby(keys, sort=False)[score].agg(lambda s: s.mean(skipna=False))
-    wide = cells.unstack(list(FACTORS)).dropna()
-    if wide.index.get_level_values("gene").nunique() < LEAST_GENES:
-        wide = wide.iloc[:0]
-    return wide.stack(list(FACTORS), future_stack=True).rename("score").reset_index()
+    cells = rows.pivot_table(
+        index=["gene", "patient", "seed"], columns=list(FACTORS), values=score, sort=False
+    ).dropna()
+    levels = [cells.columns.unique(factor).size for factor in FACTORS] if len(cells) else [0]
+    crossed = min(levels) > 1 and prod(levels) == cells.shape[1]
+    enough = cells.index.unique("gene").size >= LEAST_GENES
+    return cells if crossed and enough else cells.iloc[:0]
 
 
-def contributions(
-    blocks: pd.DataFrame, start: Mapping[str, object] = GAP[0], end: Mapping[str, object] = GAP[1]
-) -> pd.DataFrame:
-    """Part of each factor in the gap between two cells, per block.
+def contributions(cells: pd.DataFrame) -> pd.DataFrame:
+    """What each factor adds to a score on the way from arm D to arm E.
 
-    Factors are changed one at a time from ``start`` to ``end``; a factor's contribution is the
-    change of the score when it is its turn, averaged over all orders (Shapley value; six orders of
-    three factors, exact). Contributions add up to the gap.
+    Factors are changed one at a time; a factor's contribution is the change of the score when it is
+    its turn, averaged over all orders (Shapley value; six orders of three factors, exact).
 
     Parameters
     ----------
-    blocks
-        From `complete_blocks` of all cells between the ends.
-    start, end
-        Level of every factor at either end.
+    cells
+        The eight cells between the arms, from `complete_blocks` of `gap_runs`.
 
     Returns
     -------
-    DataFrame indexed by ``gene`` and ``patient``, with a column for each factor and ``gap``.
+    DataFrame, rows as ``cells``, columns ``loss``, ``link`` and ``bias``; they add up to the gap.
     """
-    wide = blocks.set_index(["gene", "patient", *FACTORS])["score"].unstack(list(FACTORS))
-    parts = pd.DataFrame(0.0, index=wide.index, columns=list(FACTORS))
-    orders = list(permutations(FACTORS))
+    orders = list(permutations(range(len(FACTORS))))
+    added = pd.DataFrame(0.0, index=cells.index, columns=list(FACTORS))
     for order in orders:
-        now = dict(start)
-        for factor in order:
-            after = now | {factor: end[factor]}
-            change = wide[tuple(after.values())] - wide[tuple(now.values())]
-            parts[factor] += change / len(orders)
-            now = after
-    return parts.assign(gap=parts.sum(axis=1))
+        cell: tuple[str | float, ...] = ARM_D
+        for i in order:
+            after = (*cell[:i], ARM_E[i], *cell[i + 1 :])
+            added[FACTORS[i]] += (cells[after] - cells[cell]) / len(orders)
+            cell = after
+    return added
 
 
-def share_of_gap(parts: pd.DataFrame, n_boot: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Mean contributions and their shares of the gap, with 95 % intervals over genes.
+def share_of_gap(added: pd.DataFrame) -> pd.DataFrame:
+    """Mean contribution of each factor, and its share of the gap, with intervals over genes.
 
     Parameters
     ----------
-    parts
-        From `contributions`.
-    n_boot, seed
-        Bootstrap draws over genes; a drawn gene brings all its patients.
+    added
+        From `contributions`. A drawn gene brings all its patients and seeds.
 
     Returns
     -------
     DataFrame
         One row per factor, then ``gap``: ``factor``, ``contribution``, ``contribution_low``,
-        ``contribution_high``, ``share``, ``ci_low``, ``ci_high`` (of the share) and ``n_genes``.
-        Shares are NaN where the interval of the gap includes 0: there is no gap to share.
+        ``contribution_high``, ``share``, ``ci_low``, ``ci_high`` (of the share, 95 %) and
+        ``n_genes``. Shares are NaN where the interval of the gap includes 0: there is no gap to
+        share.
     """
-    # Sums and block counts per gene: a resample of genes is then a matrix product.
-    per_gene = parts.groupby("gene", sort=False)
-    sums, sizes = per_gene.sum().to_numpy(), per_gene.size().to_numpy()
-    draws = np.random.default_rng(seed).integers(len(sizes), size=(n_boot, len(sizes)))
-    drawn = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1, keepdims=True)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    shares = drawn / drawn[:, -1:]
-    share_low, share_high = np.quantile(shares, [0.025, 0.975], axis=0)
-    mean = parts.mean().to_numpy()
-    table = pd.DataFrame(
-        {
-            "factor": parts.columns, "contribution": mean, "contribution_low": low,
-            "contribution_high": high, "share": mean / mean[-1], "ci_low": share_low,
-            "ci_high": share_high, "n_genes": len(sizes),
-        }
-    )  # fmt: skip
-    if low[-1] <= 0 <= high[-1]:
-        table[["share", "ci_low", "ci_high"]] = np.nan
-    return table
+    names = [*added, "gap"]
+    per_gene = added.assign(gap=added.sum(axis=1)).groupby("gene", sort=False)
+    columns = (*per_gene.sum().to_numpy().T, per_gene.size().to_numpy())
+
+    def contributions_and_shares(*columns: np.ndarray, axis: int) -> np.ndarray:
+        *sums, blocks = (column.sum(axis) for column in columns)
+        return np.stack([*(s / blocks for s in sums), *(s / sums[-1] for s in sums)])
+
+    value = contributions_and_shares(*columns, axis=-1)
+    low, high = stats.bootstrap(
+        columns, contributions_and_shares, paired=True, n_resamples=5000, method="percentile", rng=0
+    ).confidence_interval
+    found = np.stack([value, low, high], axis=1)
+    of_score, shares = found[: len(names)], found[len(names) :]
+    if of_score[-1, 1] <= 0 <= of_score[-1, 2]:
+        shares = np.full_like(shares, np.nan)
+    headings = ["contribution", "contribution_low", "contribution_high", "share"]
+    table = pd.DataFrame(np.hstack([of_score, shares]), columns=[*headings, "ci_low", "ci_high"])
+    table.insert(0, "factor", names)
+    return table.assign(n_genes=len(columns[-1]))

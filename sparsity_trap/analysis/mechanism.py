@@ -19,37 +19,10 @@ from torch import Tensor
 
 from sparsity_trap import losses, runs
 from sparsity_trap.encoders import open_tokens
-from sparsity_trap.losses import LINKS
 from sparsity_trap.predict import load_model
 from sparsity_trap.runs import Result
 from sparsity_trap.settings import PUBLISHED_BIAS, Preset
 from sparsity_trap.training import initial_model
-
-
-def bin_weight(rate: np.ndarray, loss: str, link: str) -> np.ndarray:
-    """Weight w of a bin's residual in the gradient: d loss / d η = w(λ) (λ - y).
-
-    With λ' = d λ / d η, which is λ for exp and 1 - exp(-λ) for softplus, MSE has w = 2 λ' and
-    Poisson w = λ' / λ.
-
-    Parameters
-    ----------
-    rate
-        Predicted rate λ > 0 of the bin, any shape.
-    loss
-        ``mse`` or ``poisson``; other losses are no multiple of λ - y.
-    link
-        ``exp`` or ``softplus``.
-
-    Raises
-    ------
-    ValueError
-        For another loss or link.
-    """
-    if loss not in ("mse", "poisson") or link not in LINKS:
-        raise ValueError(f"no weight for loss '{loss}' and link '{link}': mse, poisson; {LINKS}")
-    slope = _slope(rate, link)
-    return {"mse": lambda: 2 * slope, "poisson": lambda: slope / rate}[loss]()
 
 
 def gradient_share(
@@ -57,12 +30,12 @@ def gradient_share(
     tokens: Tensor,
     counts: Tensor,
     mask: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    objective: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> np.ndarray:
     """Share of each gene in the gradient that reaches the decoder shared by all genes.
 
     For gene g it is the squared norm of d L_g / d h, with h the input of the decoder's head and
-    L_g the gene's loss summed over tissue bins, divided by the sum of all genes' squared norms.
+    L_g the gene's loss over tissue bins, divided by the sum of all genes' squared norms.
 
     Parameters
     ----------
@@ -75,8 +48,9 @@ def gradient_share(
         Counts, [B, G, H, W].
     mask
         True in tissue, [B, H, W].
-    loss
-        Elementwise loss of (η, counts), [B, G, H, W].
+    objective
+        Loss of one gene, a scalar, from η and counts [B, 1, H, W] and the mask: a
+        `losses.Objective` of one gene.
 
     Returns
     -------
@@ -90,22 +64,56 @@ def gradient_share(
             eta = model(tokens).float()
     finally:
         model.train(was_training)
-    inside = mask[:, None].to(eta.dtype)
     # The head is linear: d L_g / d h is its transposed weights times d L_g / d η. The linear
     # decoder has 64 rows of weights per gene, one for each bin of a token.
     rows = model.decoder.head.weight.detach().flatten(1).double().unflatten(0, (eta.shape[1], -1))
     side = math.isqrt(rows.shape[1])
     norms = np.zeros(eta.shape[1])
-    for g, weight in enumerate(rows):
+    for g, weight in enumerate(rows):  # a gene at a time: gradients of a large panel are gigabytes
         one = slice(g, g + 1)
         with torch.enable_grad():
             own = eta[:, one].detach().requires_grad_()
-            total = (loss(own, counts[:, one].to(eta.dtype)) * inside).sum()
-        gradient = torch.autograd.grad(total, own)[0].double()
-        by_row = F.pixel_unshuffle(gradient, side).transpose(0, 1).flatten(1)
+            (gradient,) = torch.autograd.grad(objective(own, counts[:, one], mask), own)
+        by_row = F.pixel_unshuffle(gradient.double(), side).transpose(0, 1).flatten(1)
         norms[g] = (weight.T @ by_row).square().sum().item()
     total = norms.sum()
     return norms / total if total > 0 else np.full_like(norms, np.nan)
+
+
+def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.DataFrame:
+    """Share of each gene in the gradient of the shared decoder, before and after training.
+
+    Parameters
+    ----------
+    preset, result
+        A run and its preset.
+    patches
+        Patches of the first training patient that are looked at, spread over its section.
+
+    Returns
+    -------
+    DataFrame with columns ``gene``, ``category``, ``mean_count``, ``panel`` (arm and moment) and
+    ``share``.
+    """
+    arm = preset.arm(result.run.arm)
+    patient = preset.training_patients(result.run.test_patient)[0]
+    store = runs.store(preset, patient)
+    chosen = np.unique(np.linspace(0, len(store) - 1, patches).astype(int))
+    counts, mask = (torch.from_numpy(a.oindex[chosen]) for a in (store.counts, store.mask))
+    tokens = torch.from_numpy(open_tokens(preset, patient)[0][chosen, 0])
+    objective = losses.Objective(arm.loss, arm.link, 1, arm.resolutions_um, arm.masked)
+    moments = {
+        "start": initial_model(preset, result.run),
+        "end": load_model(result.folder).model.cpu(),
+    }
+    genes = result.genes[["gene", "category", "mean_count"]]
+    return pd.concat(
+        genes.assign(
+            panel=f"{result.run.arm}, {moment}",
+            share=gradient_share(model, tokens, counts, mask, objective),
+        )
+        for moment, model in moments.items()
+    )
 
 
 def toy_minimisers(
@@ -140,10 +148,13 @@ def toy_minimisers(
         and stayed within 1 % of the rate it reached, and ``converged``.
     """
     counts = np.random.default_rng(seed).poisson(np.array(rates)[:, None], (len(rates), bins))
-    mean, mean_log = counts.mean(axis=1), np.log1p(counts).mean(axis=1)
+    mean = counts.mean(axis=1)
     rows = []
-    for loss, link in product(("mse", "mse-log1p", "poisson"), ("softplus", "exp")):
-        path, converged = _descend(loss, link, mean, mean_log, max_steps)
+    for loss, link in product(("mse", "mse-log1p", "poisson"), losses.LINKS):
+        # The gradient of a group's mean loss is that of the loss at one count: losses are linear
+        # in the count, or in its log1p, but for a term without the rate.
+        one = np.expm1(np.log1p(counts).mean(axis=1)) if loss == "mse-log1p" else mean
+        path, converged = _descend(loss, link, torch.from_numpy(one), max_steps)
         away = np.abs(path / path[-1] - 1) > 0.01
         for g, rate in enumerate(rates):
             steps = int(np.flatnonzero(away[:, g]).max(initial=-1)) + 1
@@ -153,84 +164,26 @@ def toy_minimisers(
     return pd.DataFrame(rows, columns=[*columns, "converged"])
 
 
-def _descend(
-    loss: str, link: str, mean: np.ndarray, mean_log: np.ndarray, max_steps: int
-) -> tuple[np.ndarray, bool]:
-    """Rates after every step, [steps + 1, groups], and whether the gradient vanished.
+def _descend(loss: str, link: str, count: Tensor, max_steps: int) -> tuple[np.ndarray, bool]:
+    """Rates after every step, [steps + 1, groups], and whether the gradient vanished."""
 
-    The mean loss of a group depends on its counts through ``mean`` and ``mean_log`` only.
-    """
-
-    def gradient(rate: np.ndarray) -> np.ndarray:
-        if loss == "mse-log1p":
-            return 2 * (np.log1p(rate) - mean_log) * _slope(rate, link) / (1 + rate)
-        return bin_weight(rate, loss, link) * (rate - mean)
-
-    best = np.expm1(mean_log) if loss == "mse-log1p" else mean
-    # At the solution the curvature is that of the squared residual alone.
-    slope = _slope(best, link)
-    scale = {"mse": 2.0, "mse-log1p": 2 / (1 + best) ** 2, "poisson": 1 / best}[loss]
-    step = 1 / np.max(scale * slope**2)
-    eta = np.full(len(mean), PUBLISHED_BIAS[link])
-    path = [_rate(eta, link)]
-    while len(path) <= max_steps:
-        change = step * gradient(path[-1])
-        eta = eta - change
-        path.append(_rate(eta, link))
-        if np.max(np.abs(change)) < 1e-9:
-            return np.array(path), True
-    return np.array(path), False
-
-
-def _slope(rate: np.ndarray, link: str) -> np.ndarray:
-    """d rate / d η, as a function of the rate."""
-    return {"exp": lambda x: x, "softplus": lambda x: -np.expm1(-x)}[link](rate)
-
-
-def _rate(eta: np.ndarray, link: str) -> np.ndarray:
-    """`losses.rate` in NumPy: a hundred thousand steps of four numbers would wait for torch."""
-    return {"exp": np.exp, "softplus": lambda x: np.logaddexp(0, x)}[link](eta)
-
-
-def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.DataFrame:
-    """Share of each gene in the gradient of the shared decoder, before and after training.
-
-    For arms of MSE and Poisson.
-
-    Parameters
-    ----------
-    preset, result
-        A run and its preset.
-    patches
-        Patches of the first training patient that are looked at, spread over its section.
-
-    Returns
-    -------
-    DataFrame with columns ``gene``, ``category``, ``mean_count``, ``panel`` (arm and moment) and
-    ``share``.
-    """
-    arm = preset.arm(result.run.arm)
-    patient = preset.training_patients(result.run.test_patient)[0]
-    store = runs.store(preset, patient)
-    chosen = np.unique(np.linspace(0, len(store) - 1, patches).astype(int))
-    counts, mask = (torch.from_numpy(a.oindex[chosen]) for a in (store.counts, store.mask))
-    tokens = torch.from_numpy(open_tokens(preset, patient)[0][chosen, 0])
-
-    def loss(eta: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-        if arm.loss == "poisson":
-            return losses.poisson(losses.log_rate(eta, arm.link), count)
-        return losses.mse(losses.rate(eta, arm.link), count)
-
-    moments = {
-        "start": initial_model(preset, result.run),
-        "end": load_model(result.folder).model.cpu(),
-    }
-    parts = []
-    for moment, model in moments.items():
-        share = gradient_share(model, tokens, counts.float(), mask, loss)
-        parts.append(
-            result.genes[["gene", "category", "mean_count"]].assign(
-                panel=f"{result.run.arm}, {moment}", share=share
+    def gradient(eta: Tensor, again: bool = False) -> Tensor:
+        if loss == "poisson":
+            value = losses.poisson(losses.log_rate(eta, link), count)
+        else:
+            value = {"mse": losses.mse, "mse-log1p": losses.mse_log1p}[loss](
+                losses.rate(eta, link), count
             )
-        )
-    return pd.concat(parts)
+        return torch.autograd.grad(value.sum(), eta, create_graph=again)[0]
+
+    solution = losses.initial_eta(count, link).requires_grad_()
+    (curvature,) = torch.autograd.grad(gradient(solution, again=True).sum(), solution)
+    step = 1 / curvature.max()
+    eta = torch.full_like(count, PUBLISHED_BIAS[link]).requires_grad_()
+    path, converged = [eta], False
+    while len(path) <= max_steps and not converged:
+        change = step * gradient(eta)
+        eta = (eta - change).detach().requires_grad_()
+        path.append(eta)
+        converged = bool(change.abs().max() < 1e-9)
+    return losses.rate(torch.stack(path).detach(), link).numpy(), converged

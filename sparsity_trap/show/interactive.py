@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from IPython.display import HTML
     from plotly.graph_objects import Figure
 
-    from sparsity_trap.analysis.dial import Dial
-
 #: Choices below a heading: name -> what it sets, by path, in each trace, and in the layout.
 Choices = Mapping[str, Mapping[str, tuple[dict[str, list], dict[str, Any]]]]
 
@@ -134,14 +132,15 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
 
 
 def dial_browser(
-    dials: Mapping[str, Dial], categories: pd.Series, source: str
+    dials: Mapping[str, pd.DataFrame], categories: pd.Series, source: str
 ) -> tuple[Figure, Choices]:
     """Gain of every gene along the dials, a line for each.
 
     Parameters
     ----------
     dials
-        Name of the dial -> its curve; the first is shown before a reader chooses.
+        Name of the dial -> ``gene``, the setting, ``delta`` and ``mean_count`` (`dial.gains`); the
+        first is shown before a reader chooses.
     categories
         Category of each gene, by gene.
     source
@@ -164,16 +163,16 @@ def dial_browser(
     )
     figure.add_hline(y=0, line=_GREY_LINE)
 
-    def lines(dial: Dial) -> dict[str, list]:
+    def lines(gains: pd.DataFrame) -> dict[str, list]:
         """Points of all genes of each category, a gap after each gene."""
         found: dict[str, list] = {"x": [], "y": [], "customdata": []}
         for own in members:
             x, y, custom = [], [], []
-            gains = dial.gains[dial.gains["gene"].isin(categories.index[own])]
-            for gene, part in gains.groupby("gene", sort=False):
+            chosen = gains[gains["gene"].isin(categories.index[own])]
+            for gene, part in chosen.groupby("gene", sort=False):
                 x += [*_plain(part["mean_count"]), None]
                 y += [*_plain(part["delta"]), None]
-                custom += [[gene, value] for value in part[dial.curve.columns[0]]] + [[gene, None]]
+                custom += [[gene, value] for value in part.iloc[:, 1]] + [[gene, None]]
             for key, values in zip(found, (x, y, custom), strict=True):
                 found[key].append(values)
         return found

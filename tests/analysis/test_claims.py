@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,8 @@ def gain(gain: Any, score: str = "pcc_8um", sd: float = 0.05, **others: Any) -> 
 def control(name: str, score: str, level: float, sd: float = 0.02) -> dict[str, Any]:
     values = pd.DataFrame({score: level + noise(sd, 5)}, index=GENES)
     empty = pd.DataFrame({"ssim_2um": np.nan}, index=GENES)
-    return {"nothing": {"all-zeros": empty} | {name: values}, "scores": runs()}
+    controls = {"zeros": empty} | {name: values}
+    return {"nothing": pd.concat(controls, names=["control", "gene"]), "scores": runs()}
 
 
 def share(value: float) -> dict[str, Any]:
@@ -62,10 +62,9 @@ def share(value: float) -> dict[str, Any]:
     return {"shares": pd.DataFrame([row | {"n_genes": 50}])}
 
 
-def dial(low: float, high: float) -> dict[str, Any]:
-    """Slopes per doubling of the counts."""
-    slope = types.SimpleNamespace(slope=(low + high) / 2, ci_low=low, ci_high=high, n_genes=50)
-    return {"dial": slope}
+def dial(level: float, sd: float = 0.01) -> dict[str, Any]:
+    """Change of the gain per halving of the counts."""
+    return {"halvings": pd.Series(level + noise(sd), GENES)}
 
 
 def toy(*minimiser: float, converged: bool = True) -> dict[str, Any]:
@@ -86,9 +85,9 @@ def judged(**evidence: Any) -> dict[str, Claim]:
         **{name: getattr(claims, name) for name in ("NULL_PCC", "WORTH", "WORTH_RHO")},
         "Estimate": Estimate, "verdict": verdict, "ledger": Ledger(),
         "LEAST_GENES": association.LEAST_GENES, "mean_interval": association.mean_interval,
-        "scores": scores, "main": main, "shares": None, "dial": None,
+        "scores": scores, "main": main, "shares": None, "halvings": pd.Series(dtype=float),
         "ceiling": pd.Series(dtype=float),
-        "nothing": {"all-zeros": pd.DataFrame({"ssim_2um": []})},
+        "nothing": control("zeros", "ssim_2um", np.nan)["nothing"],
         "toy": pd.DataFrame(columns=["loss", "link", "mean_count", "minimiser", "converged"]),
     }  # fmt: skip
     namespace |= evidence
@@ -104,7 +103,9 @@ CASES: dict[str, tuple[dict[str, Any], ...]] = {
     "rescue": (gain(0.1), gain(-0.1), gain(0.02, sd=WIDE)),
     "rescue_matched": (gain(0.1), gain(0.0, sd=0.01), gain(0.02, sd=WIDE)),
     "share_of_loss": (share(0.8), share(0.2), share(0.55)),
-    "most_genes": tuple(gain(np.where(np.arange(50) < wins, 0.1, -0.1), sd=0) for wins in (33, 17, 30)),
+    "most_genes": tuple(
+        gain(np.where(np.arange(50) < wins, 0.1, -0.1), sd=0) for wins in (33, 17, 30)
+    ),
     "rescued_genes": tuple(
         gain(0.1 + SHOWN * extra, sd=sd) for extra, sd in ((0.3, 0.05), (-0.3, 0.05), (0.02, WIDE))
     ),
@@ -117,7 +118,7 @@ CASES: dict[str, tuple[dict[str, Any], ...]] = {
         gain(0.1 - 0.4 * RANK),
         gain(0.1 - 0.3 * MITOCHONDRIAL),  # the published trend: one category
     ),
-    "sparsity_causes_gain": (dial(-0.03, -0.01), dial(-0.004, 0.004), dial(-0.02, 0.01)),
+    "sparsity_causes_gain": (dial(0.02), dial(0.0), dial(0.005, WIDE)),
     "collapse_in_tissue": (
         gain(0.2, pcc_8um_unmasked=0.55),
         gain(0.05, pcc_8um_unmasked=0.7),
@@ -136,7 +137,7 @@ CASES: dict[str, tuple[dict[str, Any], ...]] = {
         for c, sd in ((0.3, 0.02), (0.5, 0.02), (0.3, WIDE))
     ),
     "ssim_beats_emptiness": tuple(
-        control("all-zeros", "ssim_2um", level, sd)
+        control("zeros", "ssim_2um", level, sd)
         for level, sd in ((0.1, 0.02), (0.4, 0.02), (0.29, WIDE))
     ),
     "deep_beats_linear": tuple(
@@ -211,7 +212,8 @@ def test_published_claims_can_fail_and_hold(monkeypatch):
 def test_statistics_are_those_of_the_evidence():
     found = judged(**gain(0.1))
     assert found["rescue"].value == pytest.approx(0.1) and found["rescue"].n == 50
-    assert judged(**dial(-0.03, -0.01))["sparsity_causes_gain"][-4:] == (0.02, 0.01, 0.03, 50)
+    halving = judged(**dial(0.02))["sparsity_causes_gain"]
+    assert halving.value == pytest.approx(0.02) and halving.n == 50
     scores = runs(D={"pcc_2um": 0.1}, A={"pcc_2um": 0.25}, V7={"pcc_8um": 0.4}, C={"pcc_8um": 0.35})
     found = judged(scores=scores)
     assert found["trap_at_2um"].value == pytest.approx(0.15)

@@ -1,10 +1,11 @@
-"""Weights against autograd, gradient shares against separate backward passes, minimisers against scipy."""
+"""Weights and gradient shares against autograd, minimisers against SciPy."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from cells import run_cells
 from scipy import optimize
 from torch import nn
 
@@ -29,25 +30,14 @@ LOSSES = {"mse": squared, "poisson": likelihood}
 
 @pytest.mark.parametrize("link", ["exp", "softplus"])
 @pytest.mark.parametrize("loss", ["mse", "poisson"])
-def test_weight_times_residual_is_the_gradient(loss, link):
-    eta = torch.linspace(-9, 4, 40, dtype=torch.float64, requires_grad=True)
-    y = torch.poisson(torch.full((40,), 0.7, dtype=torch.float64))
+def test_weight_on_the_page_times_residual_is_the_gradient(loss, link):
+    page = run_cells("07_factorial", {"np": np}, lambda source: source.startswith("rate = "))
+    rate = page["rate"]
+    weight = page["weights"]["MSE" if loss == "mse" else "Poisson", link]
+    eta = losses.initial_eta(torch.from_numpy(rate), link).requires_grad_()
+    y = torch.poisson(torch.full_like(eta, 0.7))
     gradient = torch.autograd.grad(LOSSES[loss](eta, y, link).sum(), eta)[0].numpy()
-    rate = losses.rate(eta, link).detach().numpy()
-    weight = mechanism.bin_weight(rate, loss, link)
     np.testing.assert_allclose(weight * (rate - y.numpy()), gradient, rtol=1e-9)
-
-
-def test_weights_by_hand():
-    rate = np.array([1e-3, 0.1, 2.0])
-    np.testing.assert_allclose(mechanism.bin_weight(rate, "mse", "exp"), 2 * rate)
-    np.testing.assert_allclose(mechanism.bin_weight(rate, "poisson", "exp"), 1)
-    # λ = 2 is η = log(e² - 1), where sigmoid(η) = 1 - e⁻².
-    assert mechanism.bin_weight(rate, "poisson", "softplus")[2] == pytest.approx(
-        (1 - np.exp(-2)) / 2
-    )
-    with pytest.raises(KeyError):
-        mechanism.bin_weight(rate, "mse-log1p", "exp")
 
 
 # --- gradient share -------------------------------------------------------------------------------
@@ -88,18 +78,16 @@ def reference(model, tokens, counts, mask, loss):
 
 @pytest.mark.parametrize("name", ["mse", "poisson"])
 def test_share_equals_the_heads_jacobian(batch, name):
-    def loss(eta, y):
-        return LOSSES[name](eta, y, "exp")
-
-    share = mechanism.gradient_share(*batch, loss)
+    share = mechanism.gradient_share(*batch, losses.Objective(name, "exp", genes=1))
     assert share.shape == (4,)
     assert share.sum() == pytest.approx(1)
-    np.testing.assert_allclose(share, reference(*batch, loss), rtol=1e-4)
+    expected = reference(*batch, lambda eta, y: LOSSES[name](eta, y, "exp"))
+    np.testing.assert_allclose(share, expected, rtol=1e-4)
 
 
 def test_rich_genes_own_the_gradient_of_mse_more_than_of_poisson(batch):
     def share(name):
-        return mechanism.gradient_share(*batch, lambda eta, y: LOSSES[name](eta, y, "softplus"))
+        return mechanism.gradient_share(*batch, losses.Objective(name, "softplus", genes=1))
 
     model = batch[0]
     with torch.no_grad():  # every gene at its own mean, as after training
@@ -116,24 +104,21 @@ def test_rich_genes_own_the_gradient_of_mse_more_than_of_poisson(batch):
 
 
 def test_share_leaves_the_model_as_it_was(batch):
-    model, tokens, counts, mask = batch
+    model = batch[0]
     model.train()
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    mechanism.gradient_share(model, tokens, counts, mask, lambda eta, y: (eta - y).square())
+    with torch.no_grad():
+        mechanism.gradient_share(*batch, losses.Objective("mse", "exp", genes=1))
     assert model.training
-    assert not model.decoder.head._forward_pre_hooks
     assert all(p.grad is None for p in model.parameters())
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key])
-    with torch.inference_mode(False), torch.no_grad():
-        mechanism.gradient_share(model, tokens, counts, mask, lambda eta, y: (eta - y).square())
 
 
 def test_share_of_nothing_is_undefined(batch):
     model, tokens, counts, mask = batch
-    share = mechanism.gradient_share(
-        model, tokens, counts, torch.zeros_like(mask), lambda eta, y: (eta - y).square()
-    )
+    objective = losses.Objective("mse", "exp", genes=1)
+    share = mechanism.gradient_share(model, tokens, counts, torch.zeros_like(mask), objective)
     assert np.isnan(share).all()
 
 
