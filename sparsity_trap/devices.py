@@ -17,23 +17,24 @@ def launch(precision: str = "float32") -> Fabric | None:
     Parameters
     ----------
     precision
-        ``float32`` or, for mixed precision on a GPU, ``bfloat16``.
+        ``float32``, or ``bfloat16`` for mixed precision.
 
     Returns
     -------
-    None for one process on a CPU, which needs nothing of Fabric; importing it takes seconds.
+    None for one process in single precision on a CPU, which needs nothing of Fabric; importing it takes seconds.
     """
     per_node, nodes = _processes()
     alone = per_node * nodes == 1
     cuda = torch.cuda.is_available()
-    if alone and not cuda:
+    if alone and not cuda and precision == "float32":
         return None
     # Without it cuBLAS is not deterministic; it is read when CUDA is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Products of single-precision matrices by TF32: the inputs keep 10 bits of mantissa, as in
-    # bfloat16's larger sibling, sums are in single precision. Losses are elementwise.
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    if cuda:
+        # Products of single-precision matrices by TF32: factors keep 10 bits of mantissa, sums are
+        # in single precision. Losses are elementwise and keep all their digits.
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
 
@@ -42,7 +43,7 @@ def launch(precision: str = "float32") -> Fabric | None:
         devices=per_node,
         num_nodes=nodes,
         strategy="auto" if alone else "ddp",
-        precision="bf16-mixed" if precision == "bfloat16" and cuda else "32-true",
+        precision="bf16-mixed" if precision == "bfloat16" else "32-true",
         # A single process in a larger SLURM allocation is not one of several.
         plugins=[LightningEnvironment()] if alone else [],
     )
