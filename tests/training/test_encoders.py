@@ -11,7 +11,6 @@ import traceback
 import huggingface_hub
 import pytest
 import torch
-import zarr
 from safetensors.torch import save
 
 from sparsity_trap import encoders
@@ -350,16 +349,16 @@ def store(images, monkeypatch):
 
 
 def read(path):
-    group = zarr.open_group(path, mode="r")
-    return torch.from_numpy(group["tokens"][:]), [tuple(v) for v in group.attrs["views"]]
+    about = json.loads((path / "about.json").read_text())
+    return torch.from_numpy(np.load(path / "tokens.npy")), [tuple(v) for v in about["views"]]
 
 
 def test_cached_views_are_encodings_of_the_turned_image(store, tmp_path):
     settings = Encoder(name="filterbank", jitter_views=1)
-    encoders.cache_tokens(tmp_path / "store", tmp_path / "tokens.zarr", settings)
-    tokens, views = read(tmp_path / "tokens.zarr")
+    encoders.cache_tokens(tmp_path / "store", tmp_path / "tokens", settings)
+    tokens, views = read(tmp_path / "tokens")
     assert tokens.shape[:2] == (3, 16) and views == encoders.views(settings)
-    assert zarr.open_group(tmp_path / "tokens.zarr").attrs["encoder"] == "filterbank"
+    assert json.loads((tmp_path / "tokens" / "about.json").read_text())["encoder"] == "filterbank"
     encoder = encoders.load_encoder("filterbank")
     for element in (0, 3, 6):
         expected = encoder(encoders.dihedral(store, element, (1, 2))).half()
@@ -372,9 +371,9 @@ def test_cache_does_not_depend_on_the_batch(store, tmp_path):
     """The colour jitter too: its draws follow patches, not batches."""
     settings = Encoder(name="filterbank", dihedral=False, jitter_views=2)
     for batch in (1, 6, 100):
-        path = tmp_path / f"{batch}.zarr"
+        path = tmp_path / f"{batch}"
         encoders.cache_tokens(tmp_path, path, settings, seed=3, batch=batch)
-    one, six, all_of_them = (read(tmp_path / f"{batch}.zarr")[0] for batch in (1, 6, 100))
+    one, six, all_of_them = (read(tmp_path / f"{batch}")[0] for batch in (1, 6, 100))
     assert one.shape[:2] == (3, 3)
     torch.testing.assert_close(one, six)
     torch.testing.assert_close(one, all_of_them)
@@ -390,7 +389,7 @@ def test_tokens_that_float16_cannot_hold_stop_the_cache(store, tmp_path, monkeyp
 
     monkeypatch.setattr(encoders, "load_encoder", lambda name: Wild())
     with pytest.raises(UserError, match="'filterbank'.*float16"):
-        encoders.cache_tokens(tmp_path, tmp_path / "tokens.zarr", Encoder())
+        encoders.cache_tokens(tmp_path, tmp_path / "tokens", Encoder())
     assert not list(tmp_path.iterdir())
 
 
