@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from sparsity_trap import runs
-from sparsity_trap.analysis import controls, dial, factorial, mechanism, published
+from sparsity_trap.analysis import ceilings, controls, dial, factorial, mechanism, published
 from sparsity_trap.analysis.association import LEAST_GENES, mean_interval
 from sparsity_trap.analysis.claims import NULL_PCC, WORTH, WORTH_RHO, Estimate, Ledger, verdict
 from sparsity_trap.show import tables
@@ -52,7 +52,7 @@ poisson = runs.pick(results, "E", settings.main_patient)
 
 # %%
 nothing = controls.control_scores(settings, poisson).set_index(["control", "gene"])
-ceiling = controls.ceilings(settings, settings.main_patient).set_index("gene")["ceiling_2um"]
+ceiling = ceilings.best_pcc(settings, settings.main_patient).set_index("gene")["ceiling_2um"]
 
 # %% [markdown]
 # The shares of the gap ([](07_factorial.ipynb)), the slope of every gene along the thinned counts ([](08_dial.ipynb)), and the toy fits of [](07_factorial.ipynb):

@@ -56,7 +56,10 @@ LABELS = ROOT / "data" / "crc_8um_labels"
 
 #: Code that each kind of result depends on, beside that of what it is made from.
 _CODE = {
-    "table": ("analysis/controls.py", "metrics.py", "scores.py", "_loops.py", "bins.py"),
+    "table": (
+        *("analysis/controls.py", "analysis/ceilings.py"),
+        *("metrics.py", "scores.py", "_loops.py", "bins.py"),
+    ),
     "section": ("simulation/*",),
     "store": ("bins.py", "data/*"),
     "tokens": ("encoders.*",),

@@ -1,15 +1,17 @@
-"""Runs of the laptop preset with planted scores, which the factorial and the dials take apart."""
+"""Scores and maps with planted effects, for tests of more than one analysis."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from cells import run_cells
+from scipy import ndimage
 
 from sparsity_trap import runs
 from sparsity_trap.data.genes import panel_table
@@ -79,3 +81,22 @@ def run_page(
     chosen = {"preset": "", "source": "", "cohort": ""}
     found = run_cells(name, chosen, lambda source: not any(text in source for text in left_out))
     return found | {"quoted": quoted}
+
+
+def simulated_maps(seed: int, patches: int = 12, genes: int = 4, side: int = 64) -> SimpleNamespace:
+    """A section of Poisson counts from smooth rates, most of its patches whole."""
+    rng = np.random.default_rng(seed)
+    rough = rng.normal(size=(patches, genes, side, side))
+    smooth = ndimage.gaussian_filter(rough, 5, axes=(2, 3), mode="wrap")
+    level = np.array([0.02, 0.05, 0.1, 0.4])[:genes, None, None]
+    truth = level * np.exp(1.2 * smooth / smooth.std() - 0.72)
+    mask = np.ones((patches, side, side), bool)
+    mask[0, :, side // 2 :] = False
+    counts = rng.poisson(truth * mask[:, None]).astype(np.uint16)
+    return SimpleNamespace(
+        counts=counts,
+        mask=mask,
+        truth=(truth * mask[:, None]).astype(np.float16),
+        genes=[f"G{g}" for g in range(genes)],
+        origin=side * np.stack(np.divmod(np.arange(patches), 4), axis=1),
+    )

@@ -1,4 +1,4 @@
-"""Controls, what they say about metrics, and ceilings, on maps whose truth is known."""
+"""Controls, and what they say about metrics, on maps whose truth is known."""
 
 from __future__ import annotations
 
@@ -8,36 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from cells import run_cells
-from scipy import ndimage, stats
+from planted import simulated_maps
+from scipy import ndimage
 
 from sparsity_trap import metrics, runs
 from sparsity_trap.analysis import controls
-from sparsity_trap.bins import bin_mask, bin_sum
+from sparsity_trap.bins import bin_sum
 from sparsity_trap.settings import UserError
-
-
-def simulate(seed: int, patches: int = 12, genes: int = 4, side: int = 64) -> SimpleNamespace:
-    """A section of Poisson counts from smooth rates, most of its patches whole."""
-    rng = np.random.default_rng(seed)
-    rough = rng.normal(size=(patches, genes, side, side))
-    smooth = ndimage.gaussian_filter(rough, 5, axes=(2, 3), mode="wrap")
-    level = np.array([0.02, 0.05, 0.1, 0.4])[:genes, None, None]
-    truth = level * np.exp(1.2 * smooth / smooth.std() - 0.72)
-    mask = np.ones((patches, side, side), bool)
-    mask[0, :, side // 2 :] = False
-    counts = rng.poisson(truth * mask[:, None]).astype(np.uint16)
-    return SimpleNamespace(
-        counts=counts,
-        mask=mask,
-        truth=(truth * mask[:, None]).astype(np.float16),
-        genes=[f"G{g}" for g in range(genes)],
-        origin=side * np.stack(np.divmod(np.arange(patches), 4), axis=1),
-    )
 
 
 @pytest.fixture(scope="module")
 def store() -> SimpleNamespace:
-    return simulate(0)
+    return simulated_maps(0)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +34,7 @@ def predictions(store) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def train_mean() -> np.ndarray:
-    other = simulate(2)
+    other = simulated_maps(2)
     return other.counts.sum((0, 2, 3)) / other.mask.sum()
 
 
@@ -221,7 +203,7 @@ def test_one_patch_and_a_real_section(store, predictions, train_mean):
     assert (audited(table)["claim"] == "none").all()
 
 
-def test_controls_and_ceilings_are_computed_once(store, predictions, monkeypatch):
+def test_controls_are_computed_once(store, predictions, monkeypatch):
     kept = {}
 
     def keep(_, name, made_from, compute):
@@ -236,10 +218,7 @@ def test_controls_and_ceilings_are_computed_once(store, predictions, monkeypatch
     assert found["control"].unique().tolist() == list(
         controls.all_controls(store, predictions, np.full(4, 0.1))
     )
-    best = controls.ceilings(None, "P5")
-    exact = controls.poisson_ceiling(store.truth, store.mask, 1)
-    np.testing.assert_array_equal(best["ceiling_2um"], exact)
-    assert len(kept) == 2
+    assert len(kept) == 1
 
 
 def test_wrong_predictions_are_named(store, predictions, train_mean):
@@ -257,54 +236,7 @@ def test_morans_table(store):
     assert (table["moran_truth"].to_numpy() > 0).all()
 
 
-# --- ceilings -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("factor", [1, 4])
-def test_poisson_ceiling_is_the_correlation_of_the_rate_with_its_counts(store, factor):
-    rng = np.random.default_rng(3)
-    rate, mask = store.truth.astype(float), store.mask
-    ceiling = controls.poisson_ceiling(rate, mask, factor)
-    inside = bin_mask(mask, factor)
-    flat = np.moveaxis(bin_sum(rate, factor), 1, 0)[:, inside]
-    expected = [
-        np.mean([stats.pearsonr(x, rng.poisson(x)).statistic for _ in range(20)]) for x in flat
-    ]
-    np.testing.assert_allclose(ceiling, expected, atol=0.02)
-
-
-def test_poisson_ceiling_of_constant_and_empty_rates():
-    mask = np.ones((2, 8, 8), bool)
-    rate = np.full((2, 2, 8, 8), 0.3)
-    rate[:, 1] = 0
-    ceiling = controls.poisson_ceiling(rate, mask, 1)
-    assert ceiling[0] == 0
-    assert np.isnan(ceiling[1])
-    assert np.isnan(controls.poisson_ceiling(rate, ~mask, 1)).all()
-
-
-@pytest.mark.parametrize("factor", [2, 4])
-def test_split_ceiling_finds_the_exact_one(factor):
-    section = simulate(4, patches=20)
-    exact = controls.poisson_ceiling(section.truth, section.mask, factor)
-    estimate = controls.split_ceiling(section.counts, section.mask, factor)
-    np.testing.assert_allclose(estimate, exact, atol=0.04)
-    assert np.ptp(exact) > 0.2  # so an estimate that were the same for all genes would fail
-    again = controls.split_ceiling(section.counts, section.mask, factor)
-    np.testing.assert_array_equal(estimate, again)
-    assert (controls.split_ceiling(section.counts, section.mask, factor, seed=1) != again).all()
-
-
-def test_split_ceiling_is_undefined_without_structure():
-    rng = np.random.default_rng(5)
-    mask = np.ones((4, 32, 32), bool)
-    counts = np.zeros((4, 3, 32, 32), np.uint16)
-    counts[:, 0] = 1  # halves of a constant exclude each other
-    counts[:, 1] = rng.binomial(1, 0.5, (4, 32, 32))  # and so do those of under-dispersed counts
-    assert np.isnan(controls.split_ceiling(counts, mask, 1)).all()
-    assert np.isnan(controls.split_ceiling(counts, ~mask, 1)).all()
-    with pytest.raises(ValueError, match="at least one split"):
-        controls.split_ceiling(counts, mask, repeats=0)
+# --- spatial structure ----------------------------------------------------------------------------
 
 
 def moran(values: np.ndarray, places: list[tuple[int, int]]) -> float:
