@@ -100,7 +100,7 @@ style.mark(figure, settings.source, shown.rename_axis("map").reset_index())
 # ## Which metrics can carry a claim
 #
 # The *null* of a metric is what it is read to mean "nothing learned": 0 for correlations, SSIM and D², the share of bins with a count for AUPRC, the training mean's value for deviance and MSE; the *lead* of a model is its distance from the null, in the direction of better.
-# A metric *discriminates* when the model leads and shuffled patches lose at least three quarters of the lead. It is *invariant* when a constant added to the rates, or a factor, moves it by no more than 1 % of the lead.
+# A metric *discriminates* when the model leads and shuffled patches lose at least three quarters of the lead. It is *invariant* when a constant added to the rates, or a factor, moves it by no more than 1 % of the lead; calibration, which has no null, by 1 % of itself.
 # Metrics of place ("where") must be both. D², deviance and MSE score the rates themselves ("rates"): they must move with level and scale, must ignore what lies off the tissue, and are read beside the calibration.
 
 # %%

@@ -46,7 +46,10 @@ class Marginal(Treatment):
         return ContrastMatrix(coded.matrix - 1 / len(levels), coded.column_suffixes)
 
 
-formula = "score ~ C(loss, Marginal('mse')) * C(link, Marginal('softplus')) * C(bias, Marginal('published'))"
+formula = (
+    "score ~ C(loss, Marginal('mse')) * C(link, Marginal('softplus'))"
+    " * C(bias, Marginal('published'))"
+)
 
 
 # %%
@@ -73,12 +76,13 @@ if trained:
     for row in on_pcc[on_pcc["order"] == 1].set_index("term").itertuples():
         numbers = {"effect": row.effect, "ci_low": row.ci_low, "ci_high": row.ci_high}
         quote(f"factorial.{row.Index.split('=')[1]}", **numbers, p_value=row.p_value)
+    display(tables.show(on_pcc.assign(term=on_pcc["term"].map(style.term_name))))
 
 # %% tags=["remove-input"]
 n_genes, n_patients = (blocks.index.unique(name).size for name in ("gene", "patient"))
-tested = "One test patient says" if n_patients == 1 else f"{n_patients} test patients say"
+tested = "One test patient says" if n_patients == 1 else f"{n_patients} test patients say little or"
 Markdown(
-    f"{n_genes} genes. {tested} nothing about patients at large, over whom there are no intervals."
+    f"Intervals are over {n_genes} genes. {tested} nothing about patients at large."
     if trained
     else "The preset of this build does not train the whole factorial."
 )
@@ -114,7 +118,11 @@ figure
 # %% tags=["remove-input"]
 if trained:
     names = ("pcc_8um", "pcc_2um", "spearman_8um", "ssim_2um", "ssim_8um", "d2", "auprc")
-    by_score = {tables.TITLES.get(name, name): effects(name) for name in names}
+    by_score = {
+        tables.TITLES.get(name, name): effects(name)
+        for name in names
+        if len(factorial.complete_blocks(crossed, name))
+    }
     figure, choices = interactive.effects_browser(by_score, settings.source)
     display(interactive.show(figure, "effects", choices=choices))
 
