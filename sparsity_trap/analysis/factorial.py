@@ -35,11 +35,12 @@ def as_published(scores: pd.DataFrame, but: str = "") -> pd.Series:
     but
         One more setting that may differ: ``keep`` or ``bin_um``.
     """
-    fields = {name: Arm.model_fields[name].default for name in ("decoder", "masked", "keep")}
-    same = scores["bicubic_from_um"].isna()
-    for setting, value in (fields | {"bin_um": BIN_UM}).items():
+    optional = {name: field for name, field in Arm.model_fields.items() if not field.is_required()}
+    usual = {name: field.default for name, field in optional.items() if name != "resolutions_um"}
+    same = pd.Series(True, scores.index)
+    for setting, value in (usual | {"bin_um": BIN_UM}).items():
         if setting != but:
-            same &= scores[setting] == value
+            same &= scores[setting].isna() if value is None else scores[setting] == value
     return same
 
 

@@ -158,7 +158,7 @@ def test_gradient_share_of_each_gene_equals_autograd_through_the_head(decoder):
 def child(function: str, folder: Path, number: int) -> dict[str, float]:
     """Call a function of this file in a new process; what it returns, with the peak of memory."""
     code = (
-        "import json, sys; from pathlib import Path; from tests import test_load\n"
+        "import json, sys; from pathlib import Path; import test_load\n"
         "done = getattr(test_load, sys.argv[1])(Path(sys.argv[2]), int(sys.argv[3]))\n"
         "print(json.dumps(done))"
     )
@@ -167,7 +167,10 @@ def child(function: str, folder: Path, number: int) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-c", code, function, str(folder), str(number)], cwd=ROOT, text=True,
         env=os.environ
-        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        | {
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))),
+            "OMP_NUM_THREADS": "1",
+        }
         | allocator,
         capture_output=True, check=False,
     )  # fmt: skip

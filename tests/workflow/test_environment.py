@@ -35,6 +35,7 @@ BROUGHT_BY = {
     "huggingface-hub": "timm",
     "numpy": "scipy",
     "pillow": "matplotlib",
+    "markupsafe": "jinja2",
     "nbformat": "papermill",
     "nbclient": "papermill",
     "traitlets": "ipykernel",
