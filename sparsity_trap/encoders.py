@@ -10,56 +10,33 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsity_trap.data.patches import PatchStore
+from sparsity_trap.data.patches import PATCH_PIXELS, PatchStore
 from sparsity_trap.decoders import TOKEN_GRID
 from sparsity_trap.files import building
+from sparsity_trap.filterbank import FilterBank
 from sparsity_trap.progress import track
 from sparsity_trap.settings import Encoder as EncoderSettings
-from sparsity_trap.settings import Preset, UserError
+from sparsity_trap.settings import Preset, UserError, read_yaml
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from huggingface_hub.errors import HfHubHTTPError
-
-
-#: A patch: pixels a side, and µm per pixel (256 µm over 224 pixels).
-PATCH_PX = 224
-PATCH_UM_PER_PX = 256 / PATCH_PX
+#: µm per pixel of a patch (256 µm over 224 pixels).
+PATCH_UM_PER_PX = 256 / PATCH_PIXELS
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """What is known of an encoder. None means that no source was found, never a guess.
+    """What is known of an encoder; ``encoders.yaml`` explains the fields and holds the values.
 
-    Attributes
-    ----------
-    hub
-        Repository of the weights on Hugging Face.
-    architecture
-        Name of the model in timm; with ``kwargs`` and ``swiglu`` it builds without weights.
-    kwargs
-        Arguments of ``timm.create_model``.
-    swiglu
-        The transformer's MLPs are SwiGLU with SiLU, given to timm as classes.
-    licence
-        Licence of the weights.
-    gated
-        Whether Hugging Face hands the weights only to accounts that accepted the licence.
-    um_per_px
-        µm per pixel that the authors trained at, or ask for.
-    note
-        What a user should know besides.
+    None means that no source was found, never a guess.
     """
 
     hub: str | None = None
@@ -68,7 +45,7 @@ class EncoderCard:
     swiglu: bool = False
     licence: str | None = None
     gated: bool | None = None
-    um_per_px: tuple[float, ...] | None = None
+    um_per_px: Sequence[float] | None = None
     note: str = ""
 
     @property
@@ -77,112 +54,11 @@ class EncoderCard:
         return f"https://huggingface.co/{self.hub}" if self.hub else None
 
 
-_BY_ND = "CC-BY-NC-ND 4.0"
-_LUNIT: dict[str, Any] = {
-    "licence": "Lunit, non-commercial",
-    "gated": False,
-    "note": "converted to timm by 1aurent",
-}
-_KAIKO: dict[str, Any] = {
-    "licence": "kaiko.ai, non-commercial",
-    "gated": False,
-    "note": "converted to timm by 1aurent; trained at several magnifications",
-}
-
-#: Encoders by the name that a preset gives. Calls, licences and gating are those of the model
-#: cards and of TRIDENT (github.com/mahmoodlab/TRIDENT), the resolutions those of cards and papers.
+#: Encoders by the name that a preset gives.
 ENCODERS: dict[str, EncoderCard] = {
-    "filterbank": EncoderCard(
-        licence="MIT", gated=False, note="part of this project; no weights, nothing learned"
-    ),
-    "virchow2": EncoderCard(
-        hub="paige-ai/Virchow2",
-        architecture="vit_huge_patch14_224",
-        kwargs={"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.3375, "global_pool": ""},
-        swiglu=True,
-        licence=_BY_ND,
-        gated=True,
-        um_per_px=(0.25, 0.5, 1.0, 2.0),
-        note="the published encoder",
-    ),
-    "virchow": EncoderCard(
-        hub="paige-ai/Virchow",
-        architecture="vit_huge_patch14_224",
-        kwargs={"init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": ""},
-        swiglu=True,
-        licence="Apache 2.0",
-        gated=True,
-        um_per_px=(0.5,),
-    ),
-    "uni2-h": EncoderCard(
-        hub="MahmoodLab/UNI2-h",
-        architecture="vit_giant_patch14_224",
-        kwargs={
-            "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536,
-            "init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8,
-        },
-        swiglu=True,
-        licence=_BY_ND,
-        gated=True,
-    ),
-    "uni": EncoderCard(
-        hub="MahmoodLab/UNI",
-        architecture="vit_large_patch16_224",
-        kwargs={"init_values": 1e-5},
-        licence=_BY_ND,
-        gated=True,
-        um_per_px=(0.5,),
-    ),
-    "h-optimus-0": EncoderCard(
-        hub="bioptimus/H-optimus-0",
-        architecture="vit_giant_patch14_reg4_dinov2",
-        kwargs={"img_size": 224, "init_values": 1e-5},
-        licence="Apache 2.0",
-        um_per_px=(0.5,),
-        note="sources differ on whether it is gated",
-    ),
-    "h-optimus-1": EncoderCard(
-        hub="bioptimus/H-optimus-1",
-        architecture="vit_giant_patch14_reg4_dinov2",
-        kwargs={"img_size": 224, "init_values": 1e-5},
-        licence=_BY_ND,
-        gated=True,
-    ),
-    "lunit-vits8": EncoderCard(
-        "1aurent/vit_small_patch8_224.lunit_dino", "vit_small_patch8_224", **_LUNIT
-    ),
-    "lunit-vits16": EncoderCard(
-        "1aurent/vit_small_patch16_224.lunit_dino", "vit_small_patch16_224", **_LUNIT
-    ),
-    "kaiko-vits8": EncoderCard(
-        "1aurent/vit_small_patch8_224.kaiko_ai_towards_large_pathology_fms",
-        "vit_small_patch8_224",
-        **_KAIKO,
-    ),
-    "kaiko-vitb8": EncoderCard(
-        "1aurent/vit_base_patch8_224.kaiko_ai_towards_large_pathology_fms",
-        "vit_base_patch8_224",
-        **_KAIKO,
-    ),
-    "kaiko-vitb16": EncoderCard(
-        "1aurent/vit_base_patch16_224.kaiko_ai_towards_large_pathology_fms",
-        "vit_base_patch16_224",
-        **_KAIKO,
-    ),
-    "kaiko-vitl14": EncoderCard(
-        "1aurent/vit_large_patch14_reg4_dinov2.kaiko_ai_towards_large_pathology_fms",
-        "vit_large_patch14_reg4_dinov2",
-        {"img_size": 518},
-        **_KAIKO,
-    ),
-    "phikon": EncoderCard(
-        "1aurent/vit_base_patch16_224.owkin_pancancer",
-        "vit_base_patch16_224",
-        licence="Owkin, non-commercial",
-        gated=False,
-        note="converted to timm by 1aurent; the original is owkin/phikon for transformers",
-    ),
-}  # fmt: skip
+    name: EncoderCard(**card)
+    for name, card in read_yaml(Path(__file__).with_name("encoders.yaml")).items()
+}
 
 #: What to take without access to gated weights: a 16 × 16 grid of its own, as Virchow2.
 UNGATED = "kaiko-vitl14"
@@ -216,134 +92,6 @@ def encoder_card(name: str) -> EncoderCard:
     model = name.removeprefix("timm:")
     hub = model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else None
     return EncoderCard(hub=hub, architecture=model)
-
-
-def encoder_table() -> pd.DataFrame:
-    """Known encoders for the methods chapter.
-
-    Shapes and parameters are those of the architecture as timm builds it here, without weights.
-
-    Returns
-    -------
-    DataFrame with one row per encoder: ``encoder``, ``weights`` (repository on Hugging Face),
-    ``licence``, ``gated``, ``um_per_px``, ``patch_px``, ``grid`` (tokens a side of a 224-pixel
-    patch, before resampling to 16), ``prefix_tokens``, ``channels``, ``parameters`` (millions),
-    ``page`` and ``note``. Text; "not stated" where no source was found, empty where nothing
-    applies.
-    """
-    import pandas as pd
-
-    rows = []
-    for name, card in ENCODERS.items():
-        row = {
-            "encoder": name,
-            "weights": card.hub or "",
-            "licence": card.licence or "not stated",
-            "gated": {True: "yes", False: "no", None: "not stated"}[card.gated],
-            "um_per_px": ", ".join(f"{r:g}" for r in card.um_per_px or ()) or "not stated",
-        }
-        if card.architecture is None:
-            row |= {
-                "um_per_px": "", "patch_px": "", "grid": str(TOKEN_GRID), "prefix_tokens": "",
-                "channels": str(FilterBank().channels), "parameters": "0",
-            }  # fmt: skip
-        else:
-            with torch.device("meta"):
-                model = TimmTokens(name, pretrained=False).model
-            patch = model.patch_embed.patch_size[0]
-            row |= {
-                "patch_px": str(patch),
-                "grid": str(PATCH_PX // patch),
-                "prefix_tokens": str(model.num_prefix_tokens),
-                "channels": str(model.num_features),
-                "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}",
-            }
-        rows.append(row | {"page": card.page or "", "note": card.note})
-    return pd.DataFrame(rows)
-
-
-# Optical density of haematoxylin, eosin and a residual, one stain per row (Ruifrok & Johnston
-# 2001, Anal Quant Cytol Histol 23:291-299); the residual is the cross product of the first two.
-_HAEMATOXYLIN = (0.650, 0.704, 0.286)
-_EOSIN = (0.072, 0.990, 0.105)
-
-
-class FilterBank(nn.Module):
-    """Fixed stain-separated multi-scale filters, pooled to the 16 × 16 token grid.
-
-    Optical density is separated into haematoxylin, eosin and a residual. Each stain is filtered at
-    s.d. of 1, 2 and 4 pixels (1.1 to 4.6 µm: chromatin, nuclei, cells) for edges (gradient
-    magnitude) and for dark and pale blobs (the two signs of the Laplacian); the structure tensor
-    gives the coherence of fibres. Responses are averaged over quarters of a token, 8 × 8 µm, which
-    stay apart as channels; their mean over 3 × 3 and 7 × 7 tokens adds context, and the stains'
-    standard deviation adds texture.
-
-    Attributes
-    ----------
-    channels : int
-        Token channels C.
-    """
-
-    scales = (1.0, 2.0, 4.0)
-
-    def __init__(self) -> None:
-        super().__init__()
-        h, e = (F.normalize(torch.tensor(v), dim=0) for v in (_HAEMATOXYLIN, _EOSIN))
-        stains = torch.stack([h, e, F.normalize(torch.linalg.cross(h, e), dim=0)])
-        self.register_buffer("unmix", torch.linalg.inv(stains).T.contiguous())
-        responses = 3 * (1 + 3 * len(self.scales)) + 1
-        self.channels = responses * (4 + 2) + 3
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Encode uint8 images [B, 224, 224, 3] to tokens [B, C, 16, 16]."""
-        density = -torch.log((images.float() + 1) / 256).permute(0, 3, 1, 2)
-        stains = torch.einsum("sc,bchw->bshw", self.unmix, density)
-        maps = [stains]
-        for scale in self.scales:
-            smooth = _gaussian(stains, scale)
-            dy, dx = _gradient(smooth)
-            if scale == 2.0:
-                maps.append(_coherence(dy.sum(1, keepdim=True), dx.sum(1, keepdim=True)))
-            laplacian = scale**2 * (_gradient(dy)[0] + _gradient(dx)[1])
-            edges = scale * torch.sqrt(dy.square() + dx.square())
-            maps += [edges, F.relu(laplacian), F.relu(-laplacian)]
-        side = images.shape[1] // TOKEN_GRID
-        quarters = F.avg_pool2d(torch.cat(maps, dim=1), side // 2)
-        token = F.avg_pool2d(quarters, 2)
-        context = [
-            F.avg_pool2d(token, k, stride=1, padding=k // 2, count_include_pad=False)
-            for k in (3, 7)
-        ]
-        variance = F.avg_pool2d(stains.square(), side) - F.avg_pool2d(stains, side).square()
-        texture = variance.clamp(min=0).sqrt()
-        return torch.cat([F.pixel_unshuffle(quarters, 2), *context, texture], dim=1)
-
-
-@lru_cache
-def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
-    """Gaussian smoothing of a line of pixels as a [size, size] matrix, edges renormalised."""
-    t = torch.arange(size, dtype=torch.float32, device=device)
-    kernel = torch.exp(-0.5 * ((t[:, None] - t[None]) / sigma) ** 2)
-    return kernel / kernel.sum(1, keepdim=True)
-
-
-def _gaussian(x: Tensor, sigma: float) -> Tensor:
-    # On a 224 px patch two dense products are several times faster than separable convolutions.
-    blur = _blur_matrix(x.shape[-1], sigma, x.device)
-    return blur @ x @ blur.T
-
-
-def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    return dy, dx
-
-
-def _coherence(dy: Tensor, dx: Tensor) -> Tensor:
-    """Coherence of the structure tensor over 4 px: 0 isotropic, 1 parallel fibres."""
-    yy, xx, xy = (_gaussian(p, 4.0) for p in (dy * dy, dx * dx, dy * dx))
-    return torch.sqrt((yy - xx).square() + 4 * xy.square()) / (yy + xx + 1e-6)
 
 
 class TimmTokens(nn.Module):
@@ -407,118 +155,83 @@ def _create(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> nn.Mod
     source = card.architecture
     if pretrained and card.hub:
         source = f"hf-hub:{card.hub}"
-        if not weights_cached(name):
-            check_access(name)  # answers at once, where a download tries again for half a minute
+        check_access(name)  # answers at once, where a download tries again for half a minute
     try:
         model = timm.create_model(source, pretrained=pretrained, **{**kwargs, **overrides})
+        problem = None
     except Exception as error:
-        problem = _failure(name, card, error)
-    else:
-        if hasattr(model, "num_prefix_tokens"):
-            return model
+        problem = _problem(name, error)
+    if problem is None and not hasattr(model, "num_prefix_tokens"):
         problem = UserError(f"encoder '{name}' is not a Vision Transformer: choose another")
-    # Raised outside the handler: the error of the request would else stay attached to it.
-    raise problem
+    if problem is not None:
+        # Outside the handler: the error of the request, which may hold the token, would else stay
+        # attached to it.
+        raise problem
+    return model
 
 
-def check_access(name: str, timeout: float = 5.0) -> None:
-    """Ask Hugging Face whether the weights of an encoder could be downloaded; download nothing.
+def check_access(name: str, online: bool = True) -> bool:
+    """Whether the weights of an encoder are on this computer, ready without a network.
 
     Parameters
     ----------
     name
-        As for `encoder_card`, with weights on Hugging Face.
-    timeout
-        Seconds to wait for the answer.
+        As for `encoder_card`.
+    online
+        Where they are not, ask Hugging Face if they could be downloaded, which takes at most some
+        seconds. Nothing is downloaded.
 
     Raises
     ------
     Unreachable
-        There is no connection, or ``HF_HUB_OFFLINE`` is set.
+        Hugging Face gives no answer, or ``HF_HUB_OFFLINE`` is set.
     UserError
-        The weights are gated, the token is not accepted, or there is no such repository.
+        It refuses: the weights are gated, the token is not accepted, or there are none.
     """
     import huggingface_hub
 
-    card = encoder_card(name)
-    if card.hub is None:
-        return
+    hub = encoder_card(name).hub
+    if hub is None:
+        return False
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if isinstance(huggingface_hub.try_to_load_from_cache(hub, file), str):
+            return True
     problem = None
-    try:
-        url = huggingface_hub.hf_hub_url(card.hub, "config.json")
-        huggingface_hub.get_hf_file_metadata(url, timeout=timeout)
-    except huggingface_hub.errors.HfHubHTTPError as error:
-        problem = _refusal(name, card, error)
-    except Exception:  # each HTTP library has its own kinds of "no answer"
-        problem = _no_connection(name)
+    if online:
+        try:
+            url = huggingface_hub.hf_hub_url(hub, "config.json")
+            huggingface_hub.get_hf_file_metadata(url, timeout=5)
+        except huggingface_hub.errors.HfHubHTTPError as error:
+            problem = _problem(name, error)
+        except Exception:  # each HTTP library has its own kinds of "no answer"
+            problem = _problem(name, ConnectionError())
     if problem is not None:
         raise problem
+    return False
 
 
-def weights_cached(name: str) -> bool:
-    """Whether the weights of an encoder lie in the cache of Hugging Face, ready without a network."""
-    from huggingface_hub import try_to_load_from_cache
+def _problem(name: str, error: Exception) -> UserError:
+    """Say why an encoder cannot be had, in the words of Hugging Face or timm, without the token."""
+    from huggingface_hub import constants, errors, get_token
 
-    hub = encoder_card(name).hub
-    files = ("model.safetensors", "pytorch_model.bin")
-    return hub is not None and any(
-        isinstance(try_to_load_from_cache(hub, file), str) for file in files
-    )
-
-
-# Messages below never quote the text of a request: it may hold the token.
-def _refusal(name: str, card: EncoderCard, error: HfHubHTTPError) -> UserError:
-    """Say why Hugging Face does not hand the weights over."""
-    from huggingface_hub import errors, get_token
-
-    instead = f"or set encoder.name to '{UNGATED}', which is not gated"
-    if isinstance(error, errors.GatedRepoError):
-        if not get_token():
-            return UserError(
-                f"encoder '{name}' is gated and no Hugging Face token is present: accept its "
-                f"licence at {card.page} and set HF_TOKEN to a token of that account, {instead}"
-            )
+    card = encoder_card(name)
+    said = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    said = said.splitlines()[0].replace(get_token() or "\0", "***").rstrip(". ")
+    answer = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if answer in (401, 403, 404):
         return UserError(
-            f"encoder '{name}' is gated and the account of the token in HF_TOKEN has no access: "
-            f"accept the licence at {card.page} and wait for the approval, {instead}"
+            f"Hugging Face refuses the weights of encoder '{name}' ({answer}, {said}): accept the "
+            f"licence at {card.page} and set HF_TOKEN to a token of that account, or set "
+            f"encoder.name to '{UNGATED}', which is not gated"
         )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(
-            f"encoder '{name}': {card.page} does not exist or is private: correct encoder.name, "
-            f"{instead}"
+    if answer or isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)):
+        return Unreachable(
+            f"the weights of encoder '{name}' are not in {constants.HF_HUB_CACHE} and Hugging Face "
+            f"does not serve them ({answer or 'no answer'}): connect once or try later, copy that "
+            "folder from a computer that has them, or set encoder.name to 'filterbank'"
         )
-    status = error.response.status_code
-    found = f"encoder '{name}': Hugging Face answers {status} for {card.hub}"
-    if status == 401:
-        return UserError(f"{found}: put a valid token into HF_TOKEN, {instead}")
-    if status == 403:
-        return UserError(
-            f"{found}: let the token in HF_TOKEN read public gated repositories, {instead}"
-        )
-    return Unreachable(f"{found}: try again later, {instead}")
-
-
-def _no_connection(name: str) -> Unreachable:
-    from huggingface_hub import constants
-
-    return Unreachable(
-        f"the weights of encoder '{name}' are not in {constants.HF_HUB_CACHE} and huggingface.co "
-        "cannot be reached: connect once, copy that folder from a computer that has them, or set "
-        "encoder.name to 'filterbank', which needs no weights"
-    )
-
-
-def _failure(name: str, card: EncoderCard, error: Exception) -> UserError:
-    """Say why timm could not build or download a model."""
-    from huggingface_hub import errors, get_token
-
-    if isinstance(error, errors.HfHubHTTPError):
-        return _refusal(name, card, error)
-    if isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)):
-        return _no_connection(name)
-    text = (str(error).splitlines() or [""])[0].replace(get_token() or "\0", "***")
     return UserError(
-        f"encoder '{name}' could not be loaded through timm ({type(error).__name__}: {text}): "
+        f"encoder '{name}' could not be loaded through timm ({type(error).__name__}: {said}): "
         "name a Vision Transformer that timm.list_models() lists, or set encoder.name to "
         "'filterbank', which needs no weights"
     )
@@ -636,33 +349,33 @@ def cache_tokens(
         torch.manual_seed(seed)
         batch = batch or _images_at_once(encoder, device)
         partial.mkdir()
-        # A plain array: training reads single views of it, as they lie on the disk.
-        tokens = np.lib.format.open_memmap(partial / "tokens.npy", "w+", np.float16, shape)
         about = {"encoder": settings.name, "views": each, "seed": seed}
         (partial / "about.json").write_text(json.dumps(about))
         step = max(1, batch // len(each))
-        starts = range(0, len(store), step)
+        # Written in order, not through memory: a full disk would end the process there.
+        with (partial / "tokens.npy").open("wb") as file:
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
 
-        def write(start: int, encoded: Tensor) -> None:
-            if not torch.isfinite(encoded).all():
-                raise UserError(
-                    f"encoder '{settings.name}' gives tokens beyond the range of float16, or "
-                    f"undefined ones, for {store_path}: take another encoder.name"
-                )
-            tokens[start : start + step] = encoded.unflatten(0, (-1, len(each))).cpu().numpy()
+            def write(encoded: Tensor) -> None:
+                if not torch.isfinite(encoded).all():
+                    raise UserError(
+                        f"encoder '{settings.name}' gives tokens beyond the range of float16, or "
+                        f"undefined ones, for {store_path}: take another encoder.name"
+                    )
+                file.write(encoded.cpu().numpy().tobytes())
 
-        # A GPU encodes one block while the block before it is written.
-        waiting: tuple[int, Tensor] | None = None
-        for start in track(starts, f"encoding {store.patient}", "batch"):
-            patches = torch.from_numpy(store.images[start : start + step])
-            images = torch.cat([_views_of(patch, each, jitter) for patch in patches])
-            encoded = torch.cat([encoder(b.to(device)).half() for b in images.split(batch)])
+            # A GPU encodes one block while the block before it is written.
+            waiting: Tensor | None = None
+            for start in track(range(0, len(store), step), f"encoding {store.patient}", "batch"):
+                patches = torch.from_numpy(store.images[start : start + step])
+                images = torch.cat([_views_of(patch, each, jitter) for patch in patches])
+                encoded = torch.cat([encoder(b.to(device)).half() for b in images.split(batch)])
+                if waiting is not None:
+                    write(waiting)
+                waiting = encoded
             if waiting is not None:
-                write(*waiting)
-            waiting = start, encoded
-        if waiting is not None:
-            write(*waiting)
-        tokens.flush()
+                write(waiting)
 
 
 def open_tokens(preset: Preset, patient: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -675,13 +388,19 @@ def open_tokens(preset: Preset, patient: str) -> tuple[np.ndarray, list[tuple[in
     Raises
     ------
     UserError
-        The cache is missing.
+        The cache is missing, or holds another encoder's tokens or other views.
     """
-    path = preset.tokens(patient)
+    path, asked = preset.tokens(patient), views(preset.encoder)
     if not path.is_dir():
         raise UserError(f"{path} does not exist: run notebooks/01_data.py for patient {patient}")
-    views = json.loads((path / "about.json").read_text())["views"]
-    return np.load(path / "tokens.npy", mmap_mode="r"), [tuple(view) for view in views]
+    about = json.loads((path / "about.json").read_text())
+    if (about["encoder"], [tuple(view) for view in about["views"]]) != (preset.encoder.name, asked):
+        raise UserError(
+            f"{path} holds tokens of encoder '{about['encoder']}' in {len(about['views'])} views, "
+            f"the preset asks for '{preset.encoder.name}' in {len(asked)}: run "
+            "notebooks/01_data.py again"
+        )
+    return np.load(path / "tokens.npy", mmap_mode="r"), asked
 
 
 def _views_of(
@@ -698,7 +417,7 @@ def _images_at_once(encoder: nn.Module, device: torch.device, trial: int = 8) ->
     """Images to encode together; on a GPU, from the memory that a few take."""
     if device.type != "cuda":
         return 4
-    blank = torch.zeros(trial, PATCH_PX, PATCH_PX, 3, dtype=torch.uint8, device=device)
+    blank = torch.zeros(trial, PATCH_PIXELS, PATCH_PIXELS, 3, dtype=torch.uint8, device=device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     encoder(blank)

@@ -62,7 +62,7 @@ _CODE = {
     ),
     "section": ("simulation/*",),
     "store": ("bins.py", "data/*"),
-    "tokens": ("encoders.*",),
+    "tokens": ("encoders.*", "filterbank.py"),
     "run": (
         "decoders.py",
         "losses.py",

@@ -96,7 +96,7 @@ class Patches(_Strict):
 class Encoder(_Strict):
     """The frozen encoder and the augmented views it sees once."""
 
-    name: str = Field("filterbank", description="a short name of encoders.ENCODERS, or timm:<name>")
+    name: str = Field("filterbank", description="a name in encoders.yaml, or timm:<name>")
     rehearsal: str | None = Field(
         None, description="takes the place of name for simulated sections, which need no weights"
     )

@@ -14,8 +14,9 @@ import pandas as pd
 import scaling
 import torch
 
-from sparsity_trap.decoders import DECODERS, build_decoder
-from sparsity_trap.encoders import encoder_table
+from sparsity_trap.data.patches import PATCH_PIXELS
+from sparsity_trap.decoders import DECODERS, TOKEN_GRID, build_decoder
+from sparsity_trap.encoders import ENCODERS, EncoderCard, FilterBank, TimmTokens
 from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset, load_preset
 
 SECTIONS = (3, 100, 10_000)
@@ -101,17 +102,31 @@ def claims(path: Path) -> str:
 
 def encoders() -> str:
     """Names that ``encoder.name`` takes, with what is known of their weights."""
-    table = encoder_table().astype(str)
-    linked = table["page"] != ""
-    table.loc[linked, "weights"] = "[" + table["weights"] + "](" + table["page"] + ")"
-    names = {
-        "um_per_px": "trained at, µm per pixel",
-        "patch_px": "patch, px",
-        "grid": "token grid",
-        "prefix_tokens": "prefix tokens",
-        "parameters": "parameters, millions",
+    return markdown(pd.DataFrame([_encoder(name, card) for name, card in ENCODERS.items()]))
+
+
+def _encoder(name: str, card: EncoderCard) -> dict[str, str]:
+    """Row of an encoder; its shapes are those that timm builds here, without weights."""
+    sizes = {"patch, px": "", "token grid": str(TOKEN_GRID), "prefix tokens": "",
+             "channels": str(FilterBank().channels), "parameters, millions": "0"}  # fmt: skip
+    trained_at = ""
+    if card.architecture:
+        trained_at = ", ".join(f"{r:g}" for r in card.um_per_px or ()) or "not stated"
+        with torch.device("meta"):
+            model = TimmTokens(name, pretrained=False).model
+        patch = model.patch_embed.patch_size[0]
+        weights = sum(p.numel() for p in model.parameters())
+        values = patch, PATCH_PIXELS // patch, model.num_prefix_tokens, model.num_features
+        sizes = dict(zip(sizes, [*map(str, values), f"{weights / 1e6:.0f}"], strict=True))
+    return {
+        "encoder": name,
+        "weights": f"[{card.hub}]({card.page})" if card.hub else "",
+        "licence": card.licence or "not stated",
+        "gated": {True: "yes", False: "no", None: "not stated"}[card.gated],
+        "trained at, µm per pixel": trained_at,
+        **sizes,
+        "note": card.note,
     }
-    return markdown(table.drop(columns="page").rename(columns=names))
 
 
 def packages() -> str:

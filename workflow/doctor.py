@@ -165,21 +165,23 @@ def encoder(name: str, online: bool = True) -> Iterator[Row]:
     found = f"{name} ({card.licence or 'licence not stated'})"
     if card.architecture is None:
         yield Row("encoder", "ok", f"{found}, which needs no weights")
-    elif encoders.weights_cached(name):
-        yield Row("encoder", "ok", f"{found}: its weights are on this computer")
-    elif card.hub is None:
+        return
+    if card.hub is None:
         yield Row("encoder", "ok", f"{found}: timm downloads its weights at first use")
-    elif not online:
+        return
+    try:
+        here = encoders.check_access(name, online)
+    except encoders.Unreachable as error:
+        row = _failed("encoder", error)
+        yield row._replace(state="warn", found=f"access unknown; {row.found}")
+        return
+    if here:
+        yield Row("encoder", "ok", f"{found}: its weights are on this computer")
+    elif online:
+        yield Row("encoder", "ok", f"{found}: open to you, downloaded at first use")
+    else:
         mend = "leave --offline out to try the access"
         yield Row("encoder", "warn", f"{found}: its weights are not on this computer", mend)
-    else:
-        try:
-            encoders.check_access(name)
-        except encoders.Unreachable as error:
-            row = _failed("encoder", error)
-            yield row._replace(state="warn", found=f"access unknown; {row.found}")
-        else:
-            yield Row("encoder", "ok", f"{found}: open to you, downloaded at first use")
 
 
 def panel(preset: Preset) -> Iterator[Row]:
