@@ -21,7 +21,8 @@ def launch(precision: str = "float32") -> Fabric | None:
 
     Returns
     -------
-    None for one process in single precision on a CPU, which needs nothing of Fabric; importing it takes seconds.
+    None for one process in single precision on a CPU, which needs nothing of Fabric: importing it
+    takes seconds.
     """
     per_node, nodes = _processes()
     alone = per_node * nodes == 1

@@ -70,7 +70,7 @@ _CODE = {
         "scores.py",
         "_*.py",
         "bins.py",
-        "training*",
+        "train*.py",
         "model.py",
         "devices.py",
         "checkpoints.py",

@@ -3,17 +3,17 @@
 Only the training patients' stores and tokens are opened before the checkpoint is chosen; the test
 patient is read afterwards, by `predict`.
 
-A step launches work and never waits for it: draws are made on the CPU for a whole epoch, turned
-counts are gathered by index, and losses are read once per epoch. Every epoch leaves a checkpoint,
-from which a killed run goes on to the same result.
+Every epoch leaves a checkpoint, from which a killed run goes on to the same result.
 
 Several processes share one run when they are launched together::
 
     torchrun --nproc-per-node 4 -m sparsity_trap.training paper E P5
 
-Lightning Fabric then splits the work: each process takes its patches of every batch, and gradients
-are averaged. That is not quite one process: each mean is over a process's own tissue bins, patches
-that cannot be dealt out evenly are left out, and batch normalisation sees one process.
+Each takes its share of every batch, and Lightning Fabric's strategy (distributed data parallel)
+averages their gradients. That is not quite one process: a loss is averaged over a process's own
+tissue bins, at most a patch per process that cannot be dealt out is left out of an epoch, and
+dropout and batch normalisation are each process's own. ``training.batch_size`` is that of all
+processes together.
 """
 
 from __future__ import annotations
@@ -24,51 +24,34 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from functools import reduce
-from itertools import islice
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 import zarr
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsity_trap import checkpoints, losses
-from sparsity_trap.bins import bin_mask
 from sparsity_trap.data.genes import panel
 from sparsity_trap.data.patches import PatchStore
-from sparsity_trap.decoders import build_decoder
 from sparsity_trap.devices import launch
 from sparsity_trap.encoders import open_tokens
 from sparsity_trap.files import building, record
-from sparsity_trap.metrics import Moments
 from sparsity_trap.model import Model
 from sparsity_trap.progress import track
 from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import Arm, Preset, Run, UserError, as_json
-from sparsity_trap.training_data import (
-    Batch,
-    TrainingSet,
-    batches,
-    channel_moments,
-    gene_rate,
-    load_training_set,
-    read_maps,
-)
+from sparsity_trap.trainer import Trainer, best_epoch, initial_step
+from sparsity_trap.training_data import TrainingSet, load_training_set, read_maps
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-#: Learning rate of the likelihood's own parameters (dispersion): a decoder's would leave them where
-#: they start.
-LIKELIHOOD_LR = 1e-2
 
 
 class Fitted(NamedTuple):
@@ -80,145 +63,6 @@ class Fitted(NamedTuple):
     """One record per epoch."""
     objective: losses.Objective
     """The loss with its own parameters, if it has any, as they were in that epoch."""
-
-
-class Step(nn.Module):
-    """Model and objective as one module, as a strategy of several processes needs them."""
-
-    def __init__(self, model: Model, objective: losses.Objective):
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss of a batch, and η in single precision."""
-        eta = self.model(batch.tokens).float()
-        return self.objective(eta, batch.counts, batch.mask), eta
-
-
-class _Trainer:
-    """One run under way: modules, optimiser and history, on the device.
-
-    Parameters
-    ----------
-    data, arm, preset, seed, fabric
-        As for `fit`.
-    """
-
-    def __init__(
-        self, data: TrainingSet, arm: Arm, preset: Preset, seed: int, fabric: Fabric | None
-    ):
-        self.device = fabric.device if fabric else torch.device("cpu")
-        self.data, self.settings, self.seed, self.fabric = (
-            data.on(self.device), preset.training, seed, fabric,
-        )  # fmt: skip
-        self.rank = fabric.global_rank if fabric else 0
-        self.ranks = fabric.world_size if fabric else 1
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] = {}
-        self.step = initial_step(self.data, arm, preset, seed, self.device).to(self.device)
-        groups = [
-            {
-                "params": list(self.step.model.parameters()),
-                "weight_decay": self.settings.weight_decay,
-            },
-            {
-                "params": list(self.step.objective.parameters()),
-                "faster": LIKELIHOOD_LR / self.settings.lr,
-            },
-        ]
-        self.optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            self.settings.lr, weight_decay=0, fused=True,
-        )  # fmt: skip
-        patches = len(self.data.train) // self.ranks * self.ranks
-        self.steps = math.ceil(
-            math.ceil(patches / self.settings.batch_size) / self.settings.accumulate
-        )
-        self.run: nn.Module = self.step
-        if fabric:
-            self.run, self.optimiser = fabric.setup(self.step, self.optimiser)
-
-    def lr(self, step: int) -> float:
-        """Learning rate after some steps: a warm-up, then half a cosine."""
-        warmup = self.settings.warmup_epochs * self.steps
-        total = self.settings.epochs * self.steps
-        return self.settings.lr * _cosine(step, warmup, total)
-
-    def epoch(self) -> None:
-        """Train on every patch once, validate, and add to the history."""
-        number, settings = len(self.history), self.settings
-        # Seeding every epoch anew makes a resumed run draw what an uninterrupted one does.
-        torch.manual_seed(_derived(self.seed, number, self.rank))
-        order, views = _draw(self.data.train, len(self.data.views), _derived(self.seed, number))
-        deal = slice(self.rank, len(order) // self.ranks * self.ranks, self.ranks)
-        size = settings.batch_size // self.ranks or 1
-        queue = batches(self.data, order[deal], views[deal], size, self.device)
-        rates = [self.lr(step) for step in range(number * self.steps, (number + 1) * self.steps)]
-        total = self._train(queue, rates, size)
-        validation_loss, pcc = self.validate()
-        self.history.append(
-            {
-                "epoch": number + 1,
-                # The epoch's only wait for the device, with that of `validate`.
-                "train_loss": total.item() / len(order[deal]),
-                "validation_loss": validation_loss,
-                "validation_pcc_8um": pcc,
-                "lr": self.lr((number + 1) * self.steps),
-            }
-        )
-
-    def _train(self, queue: Iterator[Batch], rates: Sequence[float], size: int) -> Tensor:
-        """Take one step per learning rate; return the sum of losses over this process's patches."""
-        self.run.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for rate in rates:
-            group = list(islice(queue, self.settings.accumulate))
-            for i, batch in enumerate(group):
-                # Gradients of several processes are exchanged once, with the last batch of a step.
-                apart = self.fabric and i < len(group) - 1
-                with self.fabric.no_backward_sync(self.run) if apart else nullcontext():
-                    loss, _ = self.run(batch)
-                    # A smaller last batch or group of batches weighs as its patches do.
-                    part = loss * (len(batch.tokens) / (size * self.settings.accumulate))
-                    self.fabric.backward(part) if self.fabric else part.backward()
-                total += loss.detach() * len(batch.tokens)
-            nn.utils.clip_grad_norm_(self.step.parameters(), self.settings.clip)
-            for parameters in self.optimiser.param_groups:
-                parameters["lr"] = rate * parameters.get("faster", 1)
-            self.optimiser.step()
-            self.optimiser.zero_grad()
-        return total
-
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Loss and mean PCC at 8 µm of the held-out blocks, without augmentation.
-
-        Every process does it on its own: they agree without a word.
-        """
-        self.step.eval()
-        held_out = self.data.held_out
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        moments = []
-        size = self.settings.batch_size
-        for batch in batches(self.data, held_out, torch.zeros_like(held_out), size, self.device):
-            with self.fabric.autocast() if self.fabric else nullcontext():
-                loss, eta = self.step(batch)
-            total += loss * len(batch.tokens)
-            tissue = batch.mask[:, None]
-            truth, rate = (
-                F.avg_pool2d((maps * tissue).float(), 4, divisor_override=1)
-                for maps in (batch.counts, losses.rate(eta, self.step.model.link))
-            )
-            inside = bin_mask(batch.mask, 4)
-            moments += [Moments.of(*maps) for maps in zip(truth, rate, inside, strict=True)]
-        pcc = reduce(Moments.__add__, moments).pcc()
-        mean = float(np.nanmean(pcc)) if np.isfinite(pcc).any() else math.nan
-        return total.item() / len(held_out), mean
-
-    def best_epoch(self) -> int:
-        """First epoch with the lowest validation loss, counted from 1; 0 before the first."""
-        rows = self.history
-        return int(min(rows, key=lambda row: row["validation_loss"])["epoch"]) if rows else 0
 
 
 def fit(
@@ -242,7 +86,8 @@ def fit(
     seed
         Seeds initialisation, order, augmentation and dropout.
     fabric
-        Device, precision and processes, from `launch`.
+        Device, precision and processes, from `devices.launch`; None is one process on a CPU in
+        single precision.
     checkpoint
         File that holds the state after each epoch, and from which a run of the same settings and
         data goes on. It stays when training ends.
@@ -259,7 +104,7 @@ def fit(
         The validation loss is not finite.
     """
     with _deterministic(), ThreadPoolExecutor(1) as writer:
-        trainer = _Trainer(data, arm, preset, seed, fabric)
+        trainer = Trainer(data, arm, preset, seed, fabric)
         key = _fingerprint(trainer, arm, preset) if checkpoint else ""
         if checkpoint:
             _resume(trainer, checkpoint, key)
@@ -302,39 +147,7 @@ def initial_model(preset: Preset, run: Run) -> Model:
     """Model of a run before its first step."""
     data = load_training_set(preset, run)
     step = initial_step(data, preset.arm(run.arm), preset, run.seed, torch.device("cpu"))
-    return cast(Model, step.model.eval())
-
-
-def initial_step(
-    data: TrainingSet, arm: Arm, preset: Preset, seed: int, device: torch.device
-) -> Step:
-    """Model and objective in their initial state, which data and seed alone determine."""
-    channels, genes = data.tokens.shape[2], data.counts.shape[1]
-    mean, std = channel_moments(data, device)
-    means = arm.bias == "gene-mean"
-    bias: float | Tensor = losses.initial_eta(gene_rate(data), arm.link) if means else arm.bias
-    torch.manual_seed(seed)
-    decoder = build_decoder(arm.decoder, channels, genes, bias=bias, **preset.decoder.model_dump())
-    model = Model(decoder, mean, std, arm.link, arm.bicubic_from_um)
-    return Step(model, losses.Objective(arm.loss, arm.link, genes, arm.resolutions_um, arm.masked))
-
-
-def _cosine(step: int, warmup: int, total: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _derived(*numbers: int) -> int:
-    """Seed of one purpose, from the run's seed and, say, the epoch."""
-    return int(np.random.SeedSequence([n % 2**32 for n in numbers]).generate_state(1)[0])
-
-
-def _draw(train: Tensor, views: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Order of the patches in one epoch, and the view of each."""
-    draw = torch.Generator().manual_seed(seed)
-    order = train[torch.randperm(len(train), generator=draw)]
-    return order, torch.randint(views, (len(train),), generator=draw)
+    return step.model.eval()
 
 
 @contextmanager
@@ -356,10 +169,11 @@ def _deterministic() -> Iterator[None]:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def _fingerprint(trainer: _Trainer, arm: Arm, preset: Preset) -> str:
-    """Digest of all that determines a run: settings, counts, masks, and moments of the tokens."""
-    settings = [as_json(part) for part in (arm, preset.training, preset.decoder)]
-    digest = hashlib.sha256("\n".join([*settings, str(trainer.seed), torch.__version__]).encode())
+def _fingerprint(trainer: Trainer, arm: Arm, preset: Preset) -> str:
+    """Digest of what determines a run: settings, device, counts, masks, moments of the tokens."""
+    settings = [as_json(part) for part in (arm, preset.encoder, preset.training, preset.decoder)]
+    around = (trainer.seed, trainer.ranks, trainer.device.type, torch.__version__)
+    digest = hashlib.sha256("\n".join([*settings, *map(str, around)]).encode())
     data, model = trainer.data, trainer.step.model
     for values in (data.validation, model.mean, model.std):
         digest.update(values.cpu().numpy().data)
@@ -370,7 +184,7 @@ def _fingerprint(trainer: _Trainer, arm: Arm, preset: Preset) -> str:
     return digest.hexdigest()
 
 
-def _resume(trainer: _Trainer, checkpoint: Path, key: str) -> None:
+def _resume(trainer: Trainer, checkpoint: Path, key: str) -> None:
     """Take up the state of a checkpoint, where there is one of this very run."""
     saved = checkpoints.load(checkpoint, key) if trainer.rank == 0 else None
     if trainer.fabric:
@@ -466,7 +280,7 @@ def _write(
             training_patients=preset.training_patients(run.test_patient),
             parameters=sum(p.numel() for p in model.decoder.parameters()),
             epochs=len(history),
-            best_epoch=int(min(history, key=lambda row: row["validation_loss"])["epoch"]),
+            best_epoch=best_epoch(history),
             training_patches=int((~data.validation).sum()),
             validation_patches=int(data.validation.sum()),
             processes=fabric.world_size if fabric else 1,

@@ -121,7 +121,7 @@ class TrainingSet:
         def fitting(values: Any) -> Any:
             if isinstance(values, Tensor):
                 return values.to(device)
-            room = CPU_BYTES
+            room: float = CPU_BYTES
             if device.type == "cuda":
                 room = GPU_SHARE * torch.cuda.mem_get_info(device)[0]
             return values.load(device) if values.nbytes <= room else values

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from test_training import GENES, RUN, preset, write_patient  # noqa: F401 - a fixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsity_trap import checkpoints, devices, training, training_data
+from sparsity_trap import checkpoints, devices, trainer, training, training_data
 from sparsity_trap import settings as config
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.model import Model
@@ -113,15 +113,15 @@ def test_counts_above_255_are_read_whole(preset):
 
 def interrupted(monkeypatch, after: int, *arguments, **options) -> None:
     """Call `fit` and let it fail in the epoch that follows ``after`` whole ones."""
-    original, epochs = training._Trainer.epoch, iter(range(after))
+    original, epochs = trainer.Trainer.epoch, iter(range(after))
 
-    def fail(trainer):
+    def fail(this):
         if next(epochs, None) is None:
             raise KeyboardInterrupt
-        return original(trainer)
+        return original(this)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Trainer, "epoch", fail)
+        patch.setattr(trainer.Trainer, "epoch", fail)
         with pytest.raises(KeyboardInterrupt):
             training.fit(*arguments, **options)
 
@@ -144,7 +144,7 @@ def test_interrupted_training_goes_on_to_the_same_result(preset, arm, monkeypatc
     assert same_state(resumed.objective, whole.objective)
     assert [f.name for f in file.parent.iterdir()] == [file.name]
     # Once at its end, a run trains no further epoch.
-    monkeypatch.setattr(training._Trainer, "epoch", None)
+    monkeypatch.setattr(trainer.Trainer, "epoch", None)
     again = training.fit(*arguments, checkpoint=file)
     assert history(again) == history(whole) and same_state(again.model, whole.model)
 
@@ -155,7 +155,7 @@ def test_early_stopping_is_remembered(preset, monkeypatch, tmp_path):
     arguments = (data, preset.arm("E"), preset, 0)
     whole = training.fit(*arguments, checkpoint=tmp_path / "run")
     assert len(whole.history) < 50
-    monkeypatch.setattr(training._Trainer, "epoch", None)
+    monkeypatch.setattr(trainer.Trainer, "epoch", None)
     assert history(training.fit(*arguments, checkpoint=tmp_path / "run")) == history(whole)
 
 
@@ -295,7 +295,7 @@ def test_bias_starts_every_gene_at_its_training_mean(preset):
     counts = data.counts[train].numpy()
     expected = [counts[:, g][inside[:, g]].mean() for g in range(3)]
     held_out_too = [data.counts[:, g][data.mask].float().mean() for g in range(3)]
-    step = training.initial_step(data, now.arm("X"), now, 0, torch.device("cpu"))
+    step = trainer.initial_step(data, now.arm("X"), now, 0, torch.device("cpu"))
     for weight in step.model.decoder.parameters():
         if weight.dim() > 1:
             torch.nn.init.zeros_(weight)
@@ -454,13 +454,13 @@ def test_a_step_never_waits_for_the_device(preset):
             return (eta - count).square().mul(mask[:, None]).mean()
 
     preset = changed(preset, accumulate=2)
-    trainer = training._Trainer(
+    this = trainer.Trainer(
         training.load_training_set(preset, RUN), preset.arm("E"), preset, 0, None
     )
-    trainer.step.objective = Likeness()
-    order, views = training._draw(trainer.data.train, len(trainer.data.views), 0)
+    this.step.objective = Likeness()
+    order, views = trainer.draw(this.data.train, len(this.data.views), 0)
     with Watch():
-        queue = training_data.batches(trainer.data, order, views, 3, trainer.device)
-        total = trainer._train(queue, [1e-3, 1e-3], 3)
+        queue = training_data.batches(this.data, order, views, 3, this.device)
+        total = this.train(queue, [1e-3, 1e-3])
     assert seen["_fused_adamw_"] == 2 and seen["gather"] == 2 * 4
     assert np.isfinite(total.item())
