@@ -33,7 +33,7 @@ Markdown(f"# Patient {patient}")
 # %% tags=["hide-input"]
 store = runs.store(settings, patient)
 tokens = runs.tokens(settings, patient)
-shift = registration.count_image_shift(store)
+shift = registration.count_image_shift(store.images, store.counts)
 
 # %% tags=["remove-input"]
 fit = store.registration

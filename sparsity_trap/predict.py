@@ -23,16 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sparsity_trap.bins import BIN_UM
-from sparsity_trap.data.patches import PATCH_BINS, PatchStore, resample
-from sparsity_trap.data.spaceranger import (
-    GridFit,
-    Orientation,
-    Slide,
-    fit_grid_to_pixels,
-    orientation_of,
-    read_region,
-)
-from sparsity_trap.decoders import build_decoder
+from sparsity_trap.data.geometry import GridFit, Orientation, coarse_fit, orientation_of
+from sparsity_trap.data.image import open_image, read_mask, read_region
+from sparsity_trap.data.patches import PatchStore, patch_window, resample
+from sparsity_trap.data.spaceranger import SPATIAL, Slide, read_positions
+from sparsity_trap.decoders import PATCH_BINS, build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import building, commit
 from sparsity_trap.model import Model
@@ -193,8 +188,8 @@ def predict_section(
         table would exceed ``MAX_VALUES``.
     """
     trained = load_model(run_dir)
-    positions = slide.positions()
-    orientation = orientation_of(_coarse_fit(positions.y, positions.x))
+    positions = read_positions(slide.outs)
+    orientation = orientation_of(coarse_fit(positions.y, positions.x))
     array_shape = positions.y.shape
     if tuple(orientation.apply(positions.in_tissue).shape) != tuple(store.grid_shape):
         raise UserError(
@@ -247,13 +242,14 @@ def predict_image(
     run_dir
         Folder of a finished run.
     image
-        Full-resolution H&E in a format that :meth:`Slide.open_image` reads.
+        Full-resolution H&E in a format that :func:`~sparsity_trap.data.image.open_image` reads.
     microns_per_pixel
         Of that image: about 0.25 at 40×, 0.5 at 20×.
     name
         Library id; default: the image's name without ending.
     mask
-        Image of any size that covers the same field, tissue above 0. Default: see `tissue_mask`.
+        Image of any size that covers the same field, tissue brighter than half of its brightest
+        pixel. Default: see `tissue_mask`.
     bin_um, genes
         As in `predict_section`.
 
@@ -281,15 +277,7 @@ def predict_image(
     step = BIN_UM / microns_per_pixel  # image pixels per bin
     corner = step / 2 - 0.5
     fit = GridFit(np.array([[step, 0, corner], [0, step, corner]]), 0.0, 0.0)
-    slide = Slide(
-        outs=path.parent,
-        image=path,
-        bin_um=BIN_UM,
-        microns_per_pixel=microns_per_pixel,
-        array_shape=(0, 0),
-        genes=(),
-    )
-    with slide.open_image() as picture:
+    with open_image(path) as picture:
         size = np.array(picture.shape[:2])
         # Whole patches; what reaches over the edge is white glass and not tissue.
         patches = np.maximum(np.ceil(size / step / PATCH_BINS).astype(int), 1)
@@ -299,7 +287,7 @@ def predict_image(
         seen = (
             tissue_mask(hires, microns_per_pixel / scale)
             if mask is None
-            else _read_mask(Path(mask), tuple(size))
+            else read_mask(mask, tuple(size))
         )
         in_tissue = _sample(seen, shape, size / step)
         blocks = in_tissue.reshape(patches[0], PATCH_BINS, patches[1], PATCH_BINS)
@@ -309,7 +297,7 @@ def predict_image(
         if len(origin) == 0:
             raise UserError(
                 f"{path}: no patch of 256 µm holds enough tissue: check microns_per_pixel, or give "
-                "a mask image in which tissue is above 0"
+                "a mask image in which tissue is bright"
             )
 
         def pixels(rows: np.ndarray, cols: np.ndarray, factor: int) -> np.ndarray:
@@ -323,7 +311,7 @@ def predict_image(
             orientation=Orientation(False, False, False),
             shape=shape,
             origin=origin,
-            mask=lambda i: in_tissue[_window(*origin[i])],
+            mask=lambda i: in_tissue[patch_window(*origin[i])],
             pixels=pixels,
             pictures=pictures,
         )
@@ -463,7 +451,7 @@ class _Section:
 
     def bins(self, patch: int, factor: int) -> np.ndarray:
         """Number of the larger bin in the array that each bin of a patch in tissue lies in, [n]."""
-        window = _window(*self.origin[patch].tolist())
+        window = patch_window(*self.origin[patch].tolist())
         rows, cols = self.orientation.array_window(self.shape, *window)
         width = -(-self.array_shape[1] // factor)
         row, col = (np.arange(part.start, part.stop) // factor for part in (rows, cols))
@@ -636,15 +624,6 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _window(row: int, col: int) -> tuple[slice, slice]:
-    return slice(row, row + PATCH_BINS), slice(col, col + PATCH_BINS)
-
-
-def _coarse_fit(y: np.ndarray, x: np.ndarray, stride: int = 16) -> GridFit:
-    rows, cols = np.mgrid[0 : y.shape[0] : stride, 0 : y.shape[1] : stride].reshape(2, -1)
-    return fit_grid_to_pixels(rows, cols, y[rows, cols], x[rows, cols])
-
-
 def _block_mean(grid: np.ndarray, factor: int) -> np.ndarray:
     """Means over ``factor`` × ``factor`` bins from the first, NaN and a rest at the end included."""
     if factor == 1:
@@ -663,7 +642,7 @@ def _space_ranger_pictures(slide: Slide) -> dict:
     """Space Ranger's own small images and their scale; made from the large one where absent."""
     from PIL import Image
 
-    folder = slide.positions_path.parent
+    folder = slide.outs / SPATIAL
     scales = json.loads((folder / "scalefactors_json.json").read_text())
     names = ("hires", "lowres")
     paths = {name: folder / f"tissue_{name}_image.png" for name in names}
@@ -672,7 +651,7 @@ def _space_ranger_pictures(slide: Slide) -> dict:
             "images": {n: np.asarray(Image.open(paths[n]).convert("RGB")) for n in names},
             "scalefactors": {k: float(scales[k]) for k in (f"tissue_{n}_scalef" for n in names)},
         }
-    with slide.open_image() as image:
+    with open_image(slide.image) as image:
         return _pictures(image)
 
 
@@ -702,25 +681,6 @@ def _shrink(image: np.ndarray, step: int) -> np.ndarray:
     rows, cols = (max(n // step, 1) for n in image.shape[:2])
     blocks = image[: rows * step, : cols * step].reshape(rows, step, cols, step, 3)
     return np.rint(blocks.mean((1, 3))).astype(np.uint8)
-
-
-def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        mask = np.asarray(Image.open(path))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} cannot be read as a mask ({error}): give a PNG or TIFF of some thousand pixels"
-        ) from None
-    mask = np.any(mask[..., :3] > 0, axis=2) if mask.ndim == 3 else mask > 0
-    found, expected = (a / b for a, b in (mask.shape, size))
-    if abs(found / expected - 1) > 0.02:
-        raise UserError(
-            f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[1]} x {size[0]}: "
-            "give a mask of the same field"
-        )
-    return mask
 
 
 def _sample(mask: np.ndarray, shape: tuple[int, int], covered: np.ndarray) -> np.ndarray:

@@ -20,17 +20,18 @@ import pandas as pd
 import zarr
 from pydantic import BaseModel
 
-from sparsity_trap.data.genes import choose_variable_genes, moments_of_totals
+from sparsity_trap.data.genes import choose_variable_genes
 from sparsity_trap.data.genes import panel as read_panel
 from sparsity_trap.data.patches import PatchStore, write_store
 from sparsity_trap.data.sections import (
-    Cohort,
     Section,
     check_distinct,
     check_section,
     open_preset,
     real_section,
+    real_sections,
 )
+from sparsity_trap.data.spaceranger import read_8um_table
 from sparsity_trap.encoders import cache_tokens
 from sparsity_trap.files import building, code_digest
 from sparsity_trap.settings import (
@@ -111,13 +112,8 @@ def panel(preset: Preset) -> pd.DataFrame:
     path, patients = preset.panel_file, preset.training_patients(preset.main_patient)
 
     def choose() -> None:
-        moments = {}
-        for patient in patients:
-            slide = section(preset, patient).open()
-            moments[patient] = moments_of_totals(slide.genes, slide.counts_and_totals([])[1])
-        chosen = choose_variable_genes(
-            moments, preset.genes.count, patients=patients, test_patient=preset.main_patient
-        )
+        tables = {p: read_8um_table(section(preset, p).outs) for p in patients}
+        chosen = choose_variable_genes(tables, preset.genes.count)
         with building(path) as partial:
             chosen.to_csv(partial, index=False)
 
@@ -132,7 +128,7 @@ def store(preset: Preset, patient: str) -> PatchStore:
     def cut() -> None:
         if preset.source == "spaceranger":
             check_section(patient, files)
-            check_distinct(Cohort(patients={p: section(preset, p) for p in preset.patients}))
+            check_distinct(patient, real_sections(preset))
         write_store(
             files.open(),
             panel(preset)["gene"],

@@ -237,24 +237,24 @@ def section(name: str, this, preset: Preset | None = None) -> Iterator[Row]:
     preset
         Names the gene panel; without one, genes are not checked.
     """
-    from sparsity_trap.data import sections as cohort
+    from sparsity_trap.data.spaceranger import MATRIX
 
-    slide = cohort.open_section(name, this)
+    slide = this.open()
     rows, cols = slide.array_shape
-    found = f"{_versions(slide.matrix_path)}; grid of {rows} x {cols} bins"
+    found = f"{_versions(slide.outs / MATRIX)}; grid of {rows} x {cols} bins"
     yield Row(f"{name} files", "ok", found)
-    yield from _guarded(f"{name} counts", partial(_counts, name, this))
+    yield from _guarded(f"{name} counts", partial(_counts, name, slide))
     if preset is not None:
         yield from _guarded(f"{name} genes", partial(_genes, slide.genes, preset))
-    yield from _guarded(f"{name} image", partial(_geometry, name, this, slide))
+    yield from _guarded(f"{name} image", partial(_geometry, name, slide))
     if this.mask is not None:
-        yield from _guarded(f"{name} mask", partial(_mask, name, this, slide))
+        yield from _guarded(f"{name} mask", partial(_mask, this, slide))
 
 
-def _counts(name: str, this) -> Iterator[Row]:
-    from sparsity_trap.data.sections import check_counts
+def _counts(name: str, slide) -> Iterator[Row]:
+    from sparsity_trap.data.sections import check_raw
 
-    check_counts(name, this)
+    check_raw(slide)
     yield Row(f"{name} counts", "ok", "whole numbers in 2 µm bins")
 
 
@@ -274,10 +274,11 @@ def _genes(genes: Sequence[str], preset: Preset) -> Iterator[Row]:
     yield Row("", "ok", f"all {len(wanted)} panel genes are among {len(genes)}")
 
 
-def _geometry(name: str, this, slide) -> Iterator[Row]:
+def _geometry(name: str, slide) -> Iterator[Row]:
     from sparsity_trap.data import sections as cohort
+    from sparsity_trap.data.image import open_image
 
-    with slide.open_image() as image:
+    with open_image(slide.image) as image:
         height, width = image.shape[:2]
     found = f"{height} x {width} pixels of {slide.microns_per_pixel:.4g} µm: {slide.image}"
     yield Row(f"{name} image", "ok", found)
@@ -285,21 +286,21 @@ def _geometry(name: str, this, slide) -> Iterator[Row]:
     um = step * slide.microns_per_pixel
 
     def width_of_bins() -> Iterator[Row]:
-        cohort.check_bin_width(name, slide, step)
+        cohort.check_bin_width(slide, step)
         yield Row("", "ok", f"{um[0]:.3f} x {um[1]:.3f} µm apart by their pixel positions")
 
     def fit_of_image() -> Iterator[Row]:
-        cohort.check_image(name, slide, pixels)
+        cohort.check_image(slide, pixels)
         yield Row("", "ok", f"those of {pixels.shape[1]} tissue bins fit the image")
 
     yield from _guarded(f"{name} bins", width_of_bins)
     yield from _guarded(f"{name} positions", fit_of_image)
 
 
-def _mask(name: str, this, slide) -> Iterator[Row]:
+def _mask(this, slide) -> Iterator[Row]:
     from sparsity_trap.data.sections import check_mask
 
-    check_mask(name, this, slide)
+    check_mask(this, slide)
     yield Row("", "ok", f"{this.mask}")
 
 
@@ -356,7 +357,8 @@ def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
 def _distinct(cohort) -> Iterator[Row]:
     from sparsity_trap.data.sections import check_distinct
 
-    check_distinct(cohort)
+    for name in cohort.patients:
+        check_distinct(name, cohort.patients)
     yield Row("", "ok", f"{len(cohort.patients)} sections and images, all different")
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from sparsity_trap.data.patches import PatchStore
 
 #: Largest shift searched, in bins of 2 µm.
 REACH = 24
@@ -44,7 +42,7 @@ class Shift(NamedTuple):
         )
 
 
-def count_image_shift(store: PatchStore) -> Shift:
+def count_image_shift(images: Iterable[np.ndarray], counts: Iterable[np.ndarray]) -> Shift:
     """Find the offset at which counts follow the darkness of the H&E best.
 
     Nuclei and cytoplasm are darker than lumens, mucin and gaps, and bear the transcripts. Per
@@ -52,25 +50,34 @@ def count_image_shift(store: PatchStore) -> Shift:
     by Fourier transform, both smoothed to the size of a cell and standardised; the mean over
     patches has its peak, refined by a parabola, at the offset.
 
+    Parameters
+    ----------
+    images
+        H&E of each patch, uint8 ``[h, w, 3]``, over the same square as its counts.
+    counts
+        Counts of each patch, ``[genes, bins, bins]``.
+
     Returns
     -------
     Shift
     """
     from scipy import ndimage
 
-    total = np.zeros((2 * REACH + 1, 2 * REACH + 1))
-    for image, counts in zip(store.images, store.counts, strict=True):
+    pairs = []
+    for image, umi in zip(images, counts, strict=True):
         density = -np.log((image.astype(np.float32).mean(2) + 1) / 256)
-        side = counts.shape[-1]
+        side = umi.shape[-1]
         dark = ndimage.zoom(ndimage.gaussian_filter(density, 2), side / density.shape[0], order=1)
-        umi = ndimage.gaussian_filter(np.sqrt(counts.sum(0, dtype=np.float32)), 2)
-        total += _cross_correlation(_detail(dark), _detail(umi))
-    peak = np.unravel_index(total.argmax(), total.shape)
+        # The square root of a count has the same spread wherever its mean lies.
+        many = ndimage.gaussian_filter(np.sqrt(umi.sum(0, dtype=np.float32)), 2)
+        pairs.append(_cross_correlation(_detail(dark), _detail(many)))
+    mean = np.mean(pairs, axis=0)
+    peak = np.unravel_index(mean.argmax(), mean.shape)
     rows, columns = (
-        peak[axis] - REACH + _parabola(np.take(total, peak[1 - axis], 1 - axis), int(peak[axis]))
+        peak[axis] - REACH + _parabola(np.take(mean, peak[1 - axis], 1 - axis), int(peak[axis]))
         for axis in (0, 1)
     )
-    return Shift(float(rows), float(columns), total / max(1, len(store)))
+    return Shift(float(rows), float(columns), mean)
 
 
 def _detail(x: np.ndarray) -> np.ndarray:
@@ -84,11 +91,12 @@ def _detail(x: np.ndarray) -> np.ndarray:
 
 
 def _cross_correlation(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    shape = [2 * n for n in image.shape]  # room, so that nothing wraps around
-    spectrum = np.conj(np.fft.rfft2(image, shape)) * np.fft.rfft2(counts, shape)
-    full = np.fft.fftshift(np.fft.irfft2(spectrum, shape))
-    middle = [n // 2 for n in shape]
-    return full[tuple(slice(m - REACH, m + REACH + 1) for m in middle)]
+    """Correlation at every offset of up to ``REACH`` bins, ``[2 REACH + 1, 2 REACH + 1]``."""
+    from scipy import signal
+
+    full = signal.correlate(counts, image, mode="full", method="fft")
+    # No offset lies at the last element of the image.
+    return full[tuple(slice(n - 1 - REACH, n + REACH) for n in image.shape)]
 
 
 def _parabola(line: np.ndarray, peak: int) -> float:

@@ -1,12 +1,11 @@
 """Gene panels: the published one, a user's list, or variable genes of the training patients.
 
-The published panel has 50 genes with categories and the sparsity printed for patient P5: the
-percentage of in-tissue 2 µm bins with a count of zero.
+``panel.csv`` beside this file is the published panel: 50 genes with categories and the sparsity
+printed for patient P5, the percentage of in-tissue 2 µm bins with a count of zero.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,56 +15,33 @@ import pandas as pd
 from sparsity_trap.settings import ROOT, Preset, UserError
 
 if TYPE_CHECKING:
-    from sparsity_trap.data.spaceranger import GeneTotals
+    from anndata import AnnData
 
-#: category -> {symbol: published % of zero bins in patient P5}, in the order of the paper.
-PUBLISHED_SPARSITY: dict[str, dict[str, float]] = {
-    "mitochondrial": {
-        "MT-ATP6": 74.9, "MT-ND4": 75.2, "MT-CO3": 76.4, "MT-CO2": 79.5, "MT-CYB": 79.5,
-        "MT-ND3": 85.9, "MT-ND4L": 88.1, "MT-ND2": 90.0, "MT-ND1": 95.2, "MT-ND5": 96.6,
-    },
-    "secretory": {"PIGR": 92.7, "LCN2": 95.5, "MUC12": 95.7, "FCGBP": 97.5},
-    "epithelial": {
-        "CEACAM5": 94.7, "EPCAM": 95.3, "PHGR1": 96.2, "TSPAN8": 96.5,
-        "KRT8": 97.1, "OLFM4": 97.4, "CEACAM6": 97.5, "CD24": 97.7,
-    },
-    "stromal": {
-        "VIM": 95.6, "COL3A1": 95.6, "DES": 96.4, "TAGLN": 97.0, "COL1A1": 97.4, "COL1A2": 98.0,
-    },
-    "immune": {
-        "IGKC": 90.0, "IGHG1": 96.6, "JCHAIN": 96.9, "CD74": 97.9, "IGHA1": 98.1, "IGHM": 99.2,
-    },
-    "housekeeping": {
-        "TMSB4X": 87.7, "TMSB10": 94.1, "ACTB": 94.7, "FTH1": 95.3, "B2M": 95.8,
-        "OAZ1": 96.8, "FTL": 96.9, "EEF1G": 97.9, "CFL1": 98.1, "HSPA8": 98.4,
-    },
-    "other": {
-        "S100A6": 95.9, "CST3": 96.9, "S100A10": 97.9, "LGALS3": 98.2, "SYNGR2": 98.7, "PYGB": 98.8,
-    },
-}  # fmt: skip
+_PANEL = pd.read_csv(Path(__file__).with_name("panel.csv"))
 
-#: Panel order used by every array in the project (axis "gene").
-PANEL: tuple[str, ...] = tuple(g for genes in PUBLISHED_SPARSITY.values() for g in genes)
+#: Published panel, in the order of every array in the project (axis "gene").
+PANEL: tuple[str, ...] = tuple(_PANEL["gene"])
 
-#: Largest file that is read as a panel, bytes; and what a symbol may look like, so that a page or
-#: program given by mistake is not taken for a list.
-_PANEL_BYTES, _SYMBOL = 4 << 20, r"[^\W_][\w.:@/+()'-]{0,63}"
+#: Kinds of genes that figures know.
+CATEGORIES: tuple[str, ...] = tuple(_PANEL["category"].unique())
+
+#: What spreadsheets make of symbols such as SEPT2 and MARCH1.
+_DATE = r"\d{1,2}-[A-Za-z]{3}|[A-Za-z]{3}-\d{2}|\d{4}-\d{2}-\d{2}.*"
+
+#: Least mean count per 8 µm bin of a variable gene: dispersions of rarer ones are mostly noise.
+_LEAST_MEAN = 0.05
 
 
 def panel_table() -> pd.DataFrame:
-    """Return the panel as a table.
+    """Return the published panel as a table.
 
     Returns
     -------
     DataFrame with columns ``gene``, ``category`` and ``published_sparsity`` (fraction 0-1), in
     panel order.
     """
-    rows = [
-        (gene, category, percent / 100)
-        for category, genes in PUBLISHED_SPARSITY.items()
-        for gene, percent in genes.items()
-    ]
-    return pd.DataFrame(rows, columns=["gene", "category", "published_sparsity"])
+    sparsity = _PANEL["published_sparsity_percent"] / 100
+    return _PANEL[["gene", "category"]].assign(published_sparsity=sparsity)
 
 
 def panel(preset: Preset) -> pd.DataFrame:
@@ -98,8 +74,8 @@ def load_panel(path: Path | str) -> pd.DataFrame:
     Parameters
     ----------
     path
-        A comma- or tab-separated table with a column ``gene`` and, if wanted, ``category``; or a
-        text file of one symbol per line. Empty lines and lines that begin with # are skipped.
+        A comma- or tab-separated table with a column ``gene`` and, if wanted, ``category``. Lines
+        that begin with # are skipped.
 
     Returns
     -------
@@ -109,165 +85,95 @@ def load_panel(path: Path | str) -> pd.DataFrame:
     Raises
     ------
     UserError
-        The file is missing or not text, lists no gene or one twice, or names a category that
-        figures do not know.
+        The file cannot be read, has no column ``gene``, lists no gene, one twice or a date, or
+        names a category that figures do not know.
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a file")
-        if path.stat().st_size > _PANEL_BYTES:
-            raise OSError(f"more than {_PANEL_BYTES >> 20} MB")
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            separator = "\t" if "\t" in file.read(10_000) else ","
+            file.seek(0)
+            options = {"dtype": str, "keep_default_na": False, "comment": "#"}
+            table = pd.read_csv(file, sep=separator, **options)
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("a line has more cells than the first")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"panel {path} cannot be read ({error}): give a CSV with a column 'gene', or one "
-            "symbol per line"
+            f"panel {path} cannot be read ({str(error).strip()}): give a CSV with a column 'gene'"
         ) from None
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    delimiter = "\t" if lines and "\t" in lines[0] else ","
-    try:
-        table = csv.reader(lines, delimiter=delimiter, strict=True)
-        rows = [[cell.strip() for cell in row] for row in table]
-    except csv.Error as error:
-        raise UserError(f"panel {path} is not a table ({error}): mend its quotes") from None
-    header = rows[0] if rows else []
-    if "gene" not in header:
-        if any(len(row) > 1 for row in rows):
-            raise UserError(f"panel {path} has no column 'gene': name it so in the first line")
-        header, rows = ["gene"], [["gene"], *rows]
-    if any(len(row) > len(header) for row in rows):
-        raise UserError(f"panel {path}: a line has more cells than the first: mend it")
-    records = [dict(zip(header, row, strict=False)) for row in rows[1:]]
-    table = pd.DataFrame(
-        {
-            "gene": [record.get("gene", "") for record in records],
-            "category": [record.get("category") or "other" for record in records],
-        }
-    )
-    if table.empty or (table["gene"] == "").any():
-        raise UserError(f"panel {path} has no gene, or a line without one: give a symbol per line")
-    odd = table["gene"][~table["gene"].str.fullmatch(_SYMBOL)]
-    if len(odd):
+    table = table.rename(columns=str.strip).map(str.strip)
+    if "gene" not in table or table.empty or (table["gene"] == "").any():
         raise UserError(
-            f"panel {path}: {odd.iloc[0][:40]!r} is not a gene symbol: give one symbol per line"
+            f"panel {path} has no column 'gene' or a line without one: name the column in the "
+            "first line and give a symbol in each other"
         )
-    _refuse_repeated(table["gene"], f"panel {path}")
-    if unknown := sorted(set(table["category"]) - set(PUBLISHED_SPARSITY)):
+    dates = table["gene"][table["gene"].str.fullmatch(_DATE)]
+    if len(dates):
+        raise UserError(
+            f"panel {path}: {dates.iloc[0]} is a date, which a spreadsheet made of a gene symbol: "
+            "write the symbol again, as text"
+        )
+    if repeated := list(table["gene"][table["gene"].duplicated()].unique()):
+        raise UserError(f"panel {path}: gene {repeated[0]} occurs twice: keep one of them")
+    if "category" not in table:
+        table["category"] = "other"
+    table["category"] = table["category"].replace("", "other")
+    if unknown := sorted(set(table["category"]) - set(CATEGORIES)):
         raise UserError(
             f"panel {path}: category '{unknown[0]}' is unknown; choose among "
-            f"{', '.join(PUBLISHED_SPARSITY)}"
+            f"{', '.join(CATEGORIES)}"
         )
-    return table
+    return table[["gene", "category"]]
 
 
-def moments_of_totals(genes: Sequence[str], totals: GeneTotals) -> pd.DataFrame:
-    """Per-gene sums over the 2 µm bins of a section, sufficient for mean and variance.
+def choose_variable_genes(tables: Mapping[str, AnnData], count: int) -> pd.DataFrame:
+    """Choose the most variable genes of some patients, by scanpy.
 
-    Symbols that several features share are left out: squares of their sums are not known.
-
-    Parameters
-    ----------
-    genes
-        ``Slide.genes``.
-    totals
-        From ``Slide.counts_and_totals``.
-
-    Returns
-    -------
-    DataFrame with columns ``gene``, ``bins``, ``total`` and ``total_squares``.
-    """
-    table = pd.DataFrame(
-        {
-            "gene": list(genes),
-            "bins": totals.n_bins,
-            "total": totals.umis.astype(float),
-            "total_squares": totals.squares.astype(float),
-        }
-    )
-    return table[~table["gene"].duplicated(keep=False)].reset_index(drop=True)
-
-
-def choose_variable_genes(
-    moments: Mapping[str, pd.DataFrame],
-    k: int,
-    *,
-    patients: Sequence[str],
-    test_patient: str,
-    min_mean: float = 0.003,
-) -> pd.DataFrame:
-    """Choose the k most variable genes, from training patients alone.
-
-    The criterion is the overdispersion of counts per bin, (variance − mean) / mean²: the moment
-    estimate of a negative binomial's dispersion, 0 for Poisson noise around one rate. It is
-    computed within each section and averaged over sections, so that differences between patients
-    do not count. Genes with a mean under ``min_mean`` in any section are left out, as their
-    overdispersion is mostly noise.
+    Counts of 8 µm bins are scaled to one total and logged, and genes are ranked within each patient
+    by their dispersion among genes of a like mean (:func:`scanpy.pp.highly_variable_genes`, flavour
+    "seurat"), so that differences between patients do not count.
 
     Parameters
     ----------
-    moments
-        Patient -> `moments_of_totals` of that patient's section.
-    k
+    tables
+        Patient -> counts of all genes (:func:`sparsity_trap.data.spaceranger.read_8um_table`).
+        Leave the test patient out, or the choice has seen what it is tested on.
+    count
         Number of genes.
-    patients
-        Training patients; exactly those in ``moments``.
-    test_patient
-        Patient left out, who must not take part.
-    min_mean
-        Least mean count per 2 µm bin; the default is 0.05 per 8 µm bin.
 
     Returns
     -------
-    DataFrame with columns ``gene``, ``category`` ("other") and ``overdispersion``, largest first;
-    ties in alphabetical order.
+    DataFrame with columns ``gene`` and ``category`` ("other"), most variable first.
 
     Raises
     ------
     UserError
-        The test patient, or one who is not in ``patients``, takes part; a patient or gene is
-        missing or repeated; fewer than k genes are expressed enough.
+        Fewer genes are expressed enough.
     """
-    if test_patient in patients or test_patient in moments:
+    import anndata
+    import numpy as np
+    import scanpy as sc
+
+    counts = anndata.concat(tables, label="patient", index_unique="-")
+    counts = counts[:, np.asarray(counts.X.mean(axis=0)).ravel() >= _LEAST_MEAN].copy()
+    if counts.n_vars < count:
         raise UserError(
-            f"test patient '{test_patient}' must not choose genes: pass training patients only"
+            f"{counts.n_vars} genes have a mean of {_LEAST_MEAN} counts per 8 µm bin, {count} are "
+            "asked for: lower genes.count in the preset"
         )
-    if not patients or set(moments) != set(patients):
-        raise UserError(
-            f"genes must be chosen on the training patients {', '.join(patients) or '(none)'}, not "
-            f"on {', '.join(moments) or 'none'}: pass the moments of exactly those"
-        )
-    tables = {}
-    for patient in sorted(moments):
-        table = moments[patient]
-        _refuse_repeated(table["gene"], f"moments of patient {patient}")
-        table = table.set_index("gene")
-        mean = table["total"] / table["bins"]
-        variance = (table["total_squares"] - table["total"] * mean) / (table["bins"] - 1)
-        tables[patient] = pd.DataFrame({"mean": mean, "excess": (variance - mean) / mean**2})
-    joined = pd.concat(tables, axis=1)
-    mean, excess = (joined.xs(name, axis=1, level=1) for name in ("mean", "excess"))
-    # A gene that one section lacks has mean NaN there and fails the comparison.
-    expressed = (mean >= min_mean).all(axis=1)
-    chosen = excess[expressed].mean(axis=1).rename("overdispersion").reset_index()
-    chosen.columns = ["gene", "overdispersion"]
-    if not 1 <= k <= len(chosen):
-        raise UserError(
-            f"{len(chosen)} genes have a mean of {min_mean} counts per bin in every training "
-            f"section, {k} are asked for: lower genes.count in the preset"
-        )
-    chosen = chosen.sort_values(["overdispersion", "gene"], ascending=[False, True]).head(k)
-    chosen.insert(1, "category", "other")
-    return chosen.reset_index(drop=True)
+    sc.pp.normalize_total(counts)
+    sc.pp.log1p(counts)
+    ranked = sc.pp.highly_variable_genes(
+        counts, n_top_genes=count, batch_key="patient", inplace=False
+    )
+    ranked.index = counts.var_names
+    ranked = ranked[ranked["highly_variable"]].sort_values(
+        ["highly_variable_nbatches", "dispersions_norm"], ascending=False
+    )
+    return pd.DataFrame({"gene": ranked.index, "category": "other"})
 
 
 def in_panel(genes: Sequence[str], panel: Sequence[str]) -> list[str]:
     """Those of ``genes`` that the panel holds, made up to as many with the panel's first others."""
     known = [gene for gene in genes if gene in panel]
     return (known + [gene for gene in panel if gene not in known])[: len(genes)]
-
-
-def _refuse_repeated(genes: pd.Series, what: str) -> None:
-    repeated = genes[genes.duplicated()].unique()
-    if len(repeated):
-        raise UserError(f"{what}: gene {', '.join(repeated[:5])} occurs twice: keep one of them")

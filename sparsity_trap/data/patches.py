@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.alignment import stripe_factors
-from sparsity_trap.data.spaceranger import (
+from sparsity_trap.data.geometry import (
     GridFit,
     Orientation,
-    Positions,
-    Slide,
+    coarse_fit,
     fit_grid_to_pixels,
-    in_order,
     orientation_of,
-    read_region,
 )
+from sparsity_trap.data.image import open_image, read_mask, read_region
+from sparsity_trap.data.matrix import in_order
+from sparsity_trap.data.spaceranger import MATRIX, Positions, Slide, read_counts, read_positions
+from sparsity_trap.decoders import PATCH_BINS
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.settings import Patches, Source, UserError
@@ -32,8 +34,7 @@ from sparsity_trap.settings import Patches, Source, UserError
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-PATCH_BINS = 128
-PATCH_PIXELS = 224
+PATCH_PIXELS = 224  # side of an image, what pathology encoders were trained on
 PITCH = PATCH_BINS / PATCH_PIXELS  # bins per image pixel, 4/7
 OVERVIEW_BINS = 4  # an overview pixel is 8 µm wide
 OVERVIEW_PIXELS = round(OVERVIEW_BINS / PITCH)  # and 7 image pixels
@@ -64,8 +65,8 @@ class PatchStore:
     total
         uint32 ``[h, w]``, counts of all genes per 8 µm bin, on the grid of ``overview``.
     row_factor, col_factor
-        float32 ``[rows]`` and ``[cols]`` of the oriented grid: capture efficiency of single lines of
-        bins, estimated from all genes; see ``registration.stripe_factors``.
+        float32 ``[rows]`` and ``[cols]`` of the oriented grid: capture efficiency of single lines
+        of bins, estimated from all genes; see ``alignment.stripe_factors``.
     genes, patient, source, bin_um, grid_shape, microns_per_pixel
         What the section is; ``microns_per_pixel`` is that of the full-resolution image.
     registration
@@ -101,15 +102,6 @@ class PatchStore:
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def stripe_offset(self, patch: int) -> np.ndarray:
-        """Log of the row and column factor of each bin of a patch, float32 ``[128, 128]``."""
-        row, col = self.origin[patch]
-        rows, cols = (
-            self.row_factor[row : row + PATCH_BINS],
-            self.col_factor[col : col + PATCH_BINS],
-        )
-        return np.add.outer(np.log(rows), np.log(cols))
-
 
 def write_store(
     slide: Slide,
@@ -138,15 +130,48 @@ def write_store(
     patient, source, settings
         Recorded in the store's attributes, and the least share of tissue.
     mask
-        Picture of the image's field of view at any scale, black where bins do not count as tissue.
+        Picture that is dark where bins do not count as tissue; see :func:`read_mask`.
 
     Raises
     ------
     UserError
-        A gene is missing, the image does not fit the positions, or no patch has enough tissue.
+        A file is damaged, a gene is missing, or no patch has enough tissue. Whether image and
+        positions belong together is for :func:`sparsity_trap.data.sections.check_section` to say.
     """
+    positions = read_positions(slide.outs)
+    if mask is not None:
+        positions = _masked(positions, slide.image, mask)
+    orientation = orientation_of(coarse_fit(positions.y, positions.x))
+    grid = Positions(*map(orientation.apply, positions))
+    section = coarse_fit(grid.y, grid.x)
+    shape = grid.in_tissue.shape
+    origin = _choose_patches(grid.in_tissue, settings.min_tissue, slide)
+    counts = read_counts(slide.outs, genes)
+    _turn(counts, orientation, slide, shape)
+
     with building(Path(path)) as folder:
-        _write(slide, genes, folder, patient, source, settings, mask)
+        group = zarr.create_group(folder)
+        group.create_array("origin", data=origin)
+        tissue = [grid.in_tissue[patch_window(row, col)] for row, col in origin]
+        group.create_array("mask", data=np.stack(tissue))
+        _write_totals(group, counts, grid.in_tissue)
+        _write_counts(group, counts, origin, shape)
+        _write_truth(group, slide, genes, orientation, origin, shape)
+        with open_image(slide.image) as image:
+            fits = _write_images(group, image, grid, section, origin, f"patches of {patient}")
+        group.attrs.update(
+            genes=list(genes),
+            patient=patient,
+            source=source,
+            bin_um=BIN_UM,
+            grid_shape=list(shape),
+            microns_per_pixel=slide.microns_per_pixel,
+            registration={
+                "patch_rms_px": max(fit.rms_px for fit in fits),
+                "patch_max_px": max(fit.max_px for fit in fits),
+                "section_max_px": section.max_px,
+            },
+        )
 
 
 def assemble(store: PatchStore, values: np.ndarray, bin_factor: int) -> np.ndarray:
@@ -178,164 +203,9 @@ def assemble(store: PatchStore, values: np.ndarray, bin_factor: int) -> np.ndarr
     return section
 
 
-def _write(
-    slide: Slide,
-    genes: Sequence[str],
-    path: Path,
-    patient: str,
-    source: Source,
-    settings: Patches,
-    mask: Path | None,
-) -> None:
-    positions = slide.positions()
-    if mask is not None:
-        positions = _masked(positions, slide, mask)
-    orientation = orientation_of(_fit(positions, stride=16))
-    positions = Positions(*map(orientation.apply, positions))
-    section = _fit(positions, stride=16)
-    shape = positions.in_tissue.shape
-    counts = slide.counts(genes)
-    _turn(counts, orientation, slide, shape)
-    origin = _choose_patches(positions.in_tissue, settings.min_tissue, slide)
-    n = len(origin)
-
-    group = zarr.create_group(path)
-    square = (PATCH_BINS, PATCH_BINS)
-    image_shape = (PATCH_PIXELS, PATCH_PIXELS, 3)
-    images = group.create_array(
-        "images", shape=(n, *image_shape), chunks=(1, *image_shape), dtype="uint8"
-    )
-    maps = {"shape": (n, len(genes), *square), "chunks": (1, len(genes), *square)}
-    stored = group.create_array("counts", dtype="uint16", **maps)
-    rates = _open_truth(slide, genes)
-    truth = group.create_array("truth", dtype="float16", **maps) if rates else None
-    group.create_array("origin", data=origin)
-    group.create_array(
-        "mask", data=np.stack([positions.in_tissue[_window(r, c)] for r, c in origin])
-    )
-    total = np.zeros(shape, np.uint32)
-    for bins, values in _genes(counts):
-        total.reshape(-1)[bins] += values
-    group.create_array("total", data=_coarsen(total).astype(np.uint32))
-    stripes = stripe_factors(total, positions.in_tissue)
-    for name, factor in zip(("row_factor", "col_factor"), stripes, strict=True):
-        group.create_array(name, data=factor)
-    del total
-
-    overview = np.full((shape[0] // OVERVIEW_BINS, shape[1] // OVERVIEW_BINS, 3), 255, np.uint8)
-    number = {(row, col): i for i, (row, col) in enumerate(origin.tolist())}
-    patch_fits = []
-    band = np.empty((len(genes), PATCH_BINS, shape[1]), np.uint16)
-    with slide.open_image() as image:
-        _check_image(image.shape, positions, section, slide)
-        for row in track(range(0, shape[0], PATCH_BINS), f"patches of {patient}", "row"):
-            strip = _truth_strip(rates, orientation, shape, row) if rates else None
-            if row in origin[:, 0]:
-                _fill(band, counts, row)
-            for col in range(0, shape[1], PATCH_BINS):
-                fit = _patch_fit(positions, row, col) or section
-                picture = resample(image, fit, row, col, shape)
-                if picture.size:
-                    small = _coarsen_picture(picture)
-                    r, c = row // OVERVIEW_BINS, col // OVERVIEW_BINS
-                    overview[r : r + small.shape[0], c : c + small.shape[1]] = small
-                i = number.get((row, col))
-                if i is None:
-                    continue
-                patch_fits.append(fit)
-                images[i] = picture
-                stored[i] = band[:, :, col : col + PATCH_BINS]
-                if truth is not None and strip is not None:
-                    truth[i] = strip[:, :, col : col + PATCH_BINS]
-    group.create_array("overview", data=overview)
-    group.attrs.update(
-        genes=list(genes),
-        patient=patient,
-        source=source,
-        bin_um=slide.bin_um,
-        grid_shape=list(shape),
-        microns_per_pixel=slide.microns_per_pixel,
-        registration={
-            "patch_rms_px": max(fit.rms_px for fit in patch_fits),
-            "patch_max_px": max(fit.max_px for fit in patch_fits),
-            "section_max_px": section.max_px,
-        },
-    )
-
-
-def _masked(positions: Positions, slide: Slide, mask: Path) -> Positions:
-    """Take bins that are black in a picture of the image's field of view out of the tissue."""
-    from PIL import Image
-
-    with Image.open(mask) as picture:
-        kept = np.asarray(picture.convert("L")) > 127
-    with slide.open_image() as image:
-        scale = np.array(kept.shape) / image.shape[:2]
-    rows, cols = (
-        np.nan_to_num((pixel + 0.5) * s - 0.5).round().clip(0, n - 1).astype(int)
-        for pixel, s, n in zip((positions.y, positions.x), scale, kept.shape, strict=True)
-    )
-    return positions._replace(in_tissue=positions.in_tissue & kept[rows, cols])
-
-
-def _window(row: int, col: int) -> tuple[slice, slice]:
+def patch_window(row: int, col: int) -> tuple[slice, slice]:
+    """Slices of the patch that begins at this row and column of bins."""
     return slice(row, row + PATCH_BINS), slice(col, col + PATCH_BINS)
-
-
-def _fit(positions: Positions, stride: int) -> GridFit:
-    """One map for the whole section, from every ``stride``-th bin in both directions."""
-    rows, cols = np.mgrid[
-        0 : positions.y.shape[0] : stride, 0 : positions.y.shape[1] : stride
-    ].reshape(2, -1)
-    return fit_grid_to_pixels(rows, cols, positions.y[rows, cols], positions.x[rows, cols])
-
-
-def _patch_fit(positions: Positions, row: int, col: int) -> GridFit | None:
-    """The patch's own map; None where the table lists under half of its bins."""
-    y, x = (grid[_window(row, col)] for grid in (positions.y, positions.x))
-    if min(y.shape) < 2 or np.isfinite(y).mean() < 0.5:
-        return None
-    rows, cols = np.indices(y.shape).reshape(2, -1)
-    return fit_grid_to_pixels(rows + row, cols + col, y.ravel(), x.ravel())
-
-
-def _choose_patches(in_tissue: np.ndarray, min_tissue: float, slide: Slide) -> np.ndarray:
-    """First bins ``[N, 2]`` (int32) of the whole patches with enough tissue, row by row."""
-    rows, cols = (n // PATCH_BINS for n in in_tissue.shape)
-    whole = in_tissue[: rows * PATCH_BINS, : cols * PATCH_BINS]
-    share = whole.reshape(rows, PATCH_BINS, cols, PATCH_BINS).mean((1, 3))
-    # A patch without any tissue has nothing to learn from, whatever the setting.
-    origin = np.argwhere((share >= min_tissue) & (share > 0)).astype(np.int32) * PATCH_BINS
-    if len(origin) == 0:
-        raise UserError(
-            f"{slide.outs}: no patch of {PATCH_BINS} x {PATCH_BINS} bins has a tissue share of "
-            f"{min_tissue}: lower patches.min_tissue in the preset or check in_tissue"
-        )
-    return origin
-
-
-def _check_image(
-    image_shape: tuple[int, ...], positions: Positions, section: GridFit, slide: Slide
-) -> None:
-    """Refuse an image that cannot be the one the positions refer to."""
-    inside = positions.in_tissue.copy()
-    for pixel, size in zip((positions.y, positions.x), image_shape[:2], strict=True):
-        inside &= pixel > -1
-        inside &= pixel < size
-    share = inside.sum() / positions.in_tissue.sum()
-    if share < 0.9:
-        raise UserError(
-            f"{slide.image}: only {share:.0%} of the tissue bins lie on this image of "
-            f"{image_shape[1]} x {image_shape[0]} pixels: give the full-resolution image that "
-            "Space Ranger was run with"
-        )
-    found = slide.bin_um / np.sqrt(abs(np.linalg.det(section.matrix[:, :2])))
-    if abs(found / slide.microns_per_pixel - 1) > 0.05:
-        raise UserError(
-            f"{slide.positions_path}: bins lie {found:.3f} µm per pixel apart, but "
-            f"scalefactors_json.json says microns_per_pixel = {slide.microns_per_pixel:.3f}: give "
-            "both files of the same section"
-        )
 
 
 def resample(
@@ -380,18 +250,138 @@ def resample(
     return np.rint(np.stack(channels, axis=2)).astype(np.uint8)
 
 
-def _coarsen(grid: np.ndarray) -> np.ndarray:
-    """Sums over 8 µm bins, ``[rows // 4, cols // 4]``; a rest at the end is left out."""
-    rows, cols = (n // OVERVIEW_BINS for n in grid.shape)
-    whole = grid[: rows * OVERVIEW_BINS, : cols * OVERVIEW_BINS]
-    return whole.reshape(rows, OVERVIEW_BINS, cols, OVERVIEW_BINS).sum((1, 3))
+def _masked(positions: Positions, image: Path, mask: Path) -> Positions:
+    """Take bins that are dark in a picture of the image's field of view out of the tissue."""
+    with open_image(image) as opened:
+        size = opened.shape[:2]
+    kept = read_mask(mask, size)
+    rows, cols = (
+        np.nan_to_num((pixel + 0.5) * n / full - 0.5).round().clip(0, n - 1).astype(int)
+        for pixel, n, full in zip((positions.y, positions.x), kept.shape, size, strict=True)
+    )
+    return positions._replace(in_tissue=positions.in_tissue & kept[rows, cols])
 
 
-def _coarsen_picture(picture: np.ndarray) -> np.ndarray:
-    """Means over 7 x 7 pixels, which are one overview pixel of 8 µm."""
-    rows, cols = (n // OVERVIEW_PIXELS for n in picture.shape[:2])
-    blocks = picture.reshape(rows, OVERVIEW_PIXELS, cols, OVERVIEW_PIXELS, 3)
-    return np.rint(blocks.mean((1, 3))).astype(np.uint8)
+def _choose_patches(in_tissue: np.ndarray, min_tissue: float, slide: Slide) -> np.ndarray:
+    """First bins ``[N, 2]`` (int32) of the whole patches with enough tissue, row by row."""
+    rows, cols = (n // PATCH_BINS for n in in_tissue.shape)
+    whole = in_tissue[: rows * PATCH_BINS, : cols * PATCH_BINS]
+    share = whole.reshape(rows, PATCH_BINS, cols, PATCH_BINS).mean((1, 3))
+    # A patch without any tissue has nothing to learn from, whatever the setting.
+    origin = np.argwhere((share >= min_tissue) & (share > 0)).astype(np.int32) * PATCH_BINS
+    if len(origin) == 0:
+        raise UserError(
+            f"{slide.outs}: no patch of {PATCH_BINS} x {PATCH_BINS} bins has a tissue share of "
+            f"{min_tissue}: lower patches.min_tissue in the preset or check in_tissue"
+        )
+    return origin
+
+
+def _write_totals(group: zarr.Group, counts: sp.csc_array, in_tissue: np.ndarray) -> None:
+    """Counts of all genes per 8 µm bin, and the capture efficiency of rows and columns."""
+    from skimage.measure import block_reduce
+
+    total = np.zeros(in_tissue.shape, np.uint32)
+    for bins, values in _genes(counts):
+        total.reshape(-1)[bins] += values
+    rows, cols = (n // OVERVIEW_BINS for n in total.shape)  # a rest at the end is left out
+    coarse = block_reduce(total, OVERVIEW_BINS, np.sum)[:rows, :cols]
+    group.create_array("total", data=coarse.astype(np.uint32))
+    stripes = stripe_factors(total, in_tissue)
+    for name, factor in zip(("row_factor", "col_factor"), stripes, strict=True):
+        group.create_array(name, data=factor)
+
+
+def _write_counts(
+    group: zarr.Group, counts: sp.csc_array, origin: np.ndarray, shape: tuple[int, int]
+) -> None:
+    """Counts of each patch, from one row of patches after the other."""
+    n_genes = counts.shape[1]
+    stored = _create_maps(group, "counts", len(origin), n_genes, "uint16")
+    band = np.empty((n_genes, PATCH_BINS, shape[1]), np.uint16)
+    for i, (row, col) in enumerate(origin.tolist()):
+        if i == 0 or row != origin[i - 1, 0]:
+            _fill(band, counts, row)
+        stored[i] = band[:, :, col : col + PATCH_BINS]
+
+
+def _write_truth(
+    group: zarr.Group,
+    slide: Slide,
+    genes: Sequence[str],
+    orientation: Orientation,
+    origin: np.ndarray,
+    shape: tuple[int, int],
+) -> None:
+    """True rates of each patch, where the section is a simulated one."""
+    path = slide.outs / "truth.zarr"
+    if not path.is_dir():
+        return
+    truth = zarr.open_group(path, mode="r")
+    known = list(truth.attrs["genes"])
+    if missing := [gene for gene in genes if gene not in known]:
+        raise UserError(
+            f"{path} lacks gene {', '.join(missing)}: delete the section's outs folder and "
+            "simulate it again"
+        )
+    index = [known.index(gene) for gene in genes]
+    stored = _create_maps(group, "truth", len(origin), len(genes), "float16")
+    for row in np.unique(origin[:, 0]).tolist():
+        rows = slice(row, row + PATCH_BINS)
+        window = orientation.array_window(shape, rows, slice(0, shape[1]))
+        strip = orientation.apply(truth["rate"][(slice(None), *window)])[index]
+        for i in np.flatnonzero(origin[:, 0] == row):
+            stored[i] = strip[:, :, origin[i, 1] : origin[i, 1] + PATCH_BINS]
+
+
+def _write_images(
+    group: zarr.Group,
+    image: zarr.Array | np.ndarray,
+    grid: Positions,
+    section: GridFit,
+    origin: np.ndarray,
+    label: str,
+) -> list[GridFit]:
+    """H&E of each patch, and of the whole grid at 8 µm; the patches' maps from grid to image."""
+    from skimage.transform import downscale_local_mean
+
+    shape, square = grid.in_tissue.shape, (PATCH_PIXELS, PATCH_PIXELS, 3)
+    images = group.create_array(
+        "images", shape=(len(origin), *square), chunks=(1, *square), dtype="uint8"
+    )
+    number = {(row, col): i for i, (row, col) in enumerate(origin.tolist())}
+    overview = np.full((shape[0] // OVERVIEW_BINS, shape[1] // OVERVIEW_BINS, 3), 255, np.uint8)
+    fits = []
+    for row in track(range(0, shape[0], PATCH_BINS), label, "row"):
+        for col in range(0, shape[1], PATCH_BINS):
+            fit = _patch_fit(grid, row, col) or section
+            picture = resample(image, fit, row, col, shape)
+            if picture.size:
+                small = np.rint(
+                    downscale_local_mean(picture, (OVERVIEW_PIXELS, OVERVIEW_PIXELS, 1))
+                )
+                r, c = row // OVERVIEW_BINS, col // OVERVIEW_BINS
+                overview[r : r + small.shape[0], c : c + small.shape[1]] = small
+            if (row, col) in number:
+                images[number[row, col]] = picture
+                fits.append(fit)
+    group.create_array("overview", data=overview)
+    return fits
+
+
+def _create_maps(group: zarr.Group, name: str, n: int, n_genes: int, dtype: str) -> zarr.Array:
+    """An array of maps, one chunk per patch."""
+    maps = (n_genes, PATCH_BINS, PATCH_BINS)
+    return group.create_array(name, shape=(n, *maps), chunks=(1, *maps), dtype=dtype)
+
+
+def _patch_fit(positions: Positions, row: int, col: int) -> GridFit | None:
+    """The patch's own map; None where the table lists under half of its bins."""
+    y, x = (grid[patch_window(row, col)] for grid in (positions.y, positions.x))
+    if min(y.shape) < 2 or np.isfinite(y).mean() < 0.5:
+        return None
+    rows, cols = np.indices(y.shape).reshape(2, -1)
+    return fit_grid_to_pixels(rows + row, cols + col, y.ravel(), x.ravel())
 
 
 def _genes(counts: sp.csc_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -413,7 +403,7 @@ def _turn(
         if orientation.flip_cols:
             col = shape[1] - 1 - col
         bins[:] = row * np.int32(shape[1]) + col
-        in_order(bins, values, slide.matrix_path)
+        in_order(bins, values, slide.outs / MATRIX)
 
 
 def _fill(band: np.ndarray, counts: sp.csc_array, row: int) -> None:
@@ -425,27 +415,3 @@ def _fill(band: np.ndarray, counts: sp.csc_array, row: int) -> None:
         limits = np.array([first, first + len(dense)], bins.dtype)
         here = slice(*np.searchsorted(bins, limits))
         dense[bins[here] - first] = values[here]
-
-
-def _open_truth(slide: Slide, genes: Sequence[str]) -> tuple[zarr.Array, list[int]] | None:
-    """The true rates and the index of each gene in them; None for real sections."""
-    path = slide.outs / "truth.zarr"
-    if not path.is_dir():
-        return None
-    group = zarr.open_group(path, mode="r")
-    known = list(group.attrs["genes"])
-    missing = [gene for gene in genes if gene not in known]
-    if missing or group["rate"].shape[1:] != slide.array_shape:
-        what = f"lacks gene {', '.join(missing)}" if missing else "has another grid"
-        raise UserError(f"{path} {what}: delete the section's outs folder and simulate it again")
-    return group["rate"], [known.index(gene) for gene in genes]
-
-
-def _truth_strip(
-    rates: tuple[zarr.Array, list[int]], orientation: Orientation, shape: tuple[int, int], row: int
-) -> np.ndarray:
-    """True rates ``[G, up to 128, cols]`` of one row of patches."""
-    array, index = rates
-    stop = min(row + PATCH_BINS, shape[0])
-    window = orientation.array_window(shape, slice(row, stop), slice(0, shape[1]))
-    return orientation.apply(array[(slice(None), *window)])[index]

@@ -7,8 +7,8 @@ twice, normalised values in place of counts, bins of another width, an image of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsity_trap.bins import BIN_UM
+from sparsity_trap.data.geometry import coarse_fit
+from sparsity_trap.data.image import open_image, read_mask
+from sparsity_trap.data.matrix import check_counts, open_matrix
 from sparsity_trap.data.spaceranger import (
-    SQUARE,
+    MATRIX,
+    POSITIONS,
+    SCALES,
+    SPATIAL,
     Slide,
-    fit_grid_to_pixels,
     open_slide,
-    read_region,
+    read_positions,
 )
 from sparsity_trap.settings import (
     SIMULATION,
@@ -51,11 +56,6 @@ _SCALE_TOLERANCE = 0.02
 #: in the public section P2, 8 % of all bins and 0.06 % of tissue bins do.
 _OUTSIDE = 0.01
 
-#: Squares of the image that are compared with Space Ranger's downsized copy, their width in pixels
-#: of the copy (about 14 µm, so that rounding does not matter), the least correlation of their
-#: brightness, and the least s.d. of brightness (0-255) for a correlation to say anything.
-_SQUARES, _SQUARE_WIDTH, _LIKENESS, _CONTRAST = 150, 4, 0.7, 2.0
-
 
 class Section(BaseModel):
     """Files of one patient's section."""
@@ -64,7 +64,7 @@ class Section(BaseModel):
 
     outs: Path = Field(description="Space Ranger's outs folder")
     image: Path | None = Field(None, description="full-resolution H&E; default: the one in outs")
-    mask: Path | None = Field(None, description="picture that is black where bins are left out")
+    mask: Path | None = Field(None, description="picture that is dark where bins are left out")
 
     def open(self) -> Slide:
         """Open the section for reading; see :func:`sparsity_trap.data.spaceranger.open_slide`."""
@@ -153,24 +153,30 @@ def open_preset(preset: str, source: str = "", cohort: str = "") -> Preset:
     return with_cohort(load_preset(preset), cohort)
 
 
+def real_sections(preset: Preset) -> dict[str, Section]:
+    """Where the real section of each patient lies: by the cohort file, or in data/sections."""
+    if preset.cohort_file is not None:
+        return read_cohort(preset.cohort_file).patients
+    return {patient: Section(outs=preset.outs(patient)) for patient in preset.patients}
+
+
 def real_section(preset: Preset, patient: str) -> Section:
-    """Files of a patient's real section: those of the cohort file, or in data/sections.
+    """Files of a patient's real section.
 
     Raises
     ------
     UserError
-        Nothing is there, or the section is a simulated one.
+        Something is missing, or the section is a simulated one.
     """
+    section = real_sections(preset)[patient]
     if preset.cohort_file is not None:
-        section = load_cohort(preset.cohort_file).patients[patient]
-    else:
-        section = Section(outs=preset.outs(patient))
-        if not section.outs.is_dir():
-            raise UserError(
-                f"{section.outs} does not exist: put the Space Ranger output of patient {patient} "
-                "there (or a link to it), with its full-resolution image, give a cohort file "
-                "(COHORT=), or choose SOURCE=simulated"
-            )
+        check_files(preset.cohort_file, patient, section)
+    elif not section.outs.is_dir():
+        raise UserError(
+            f"{section.outs} does not exist: put the Space Ranger output of patient {patient} "
+            "there (or a link to it), with its full-resolution image, give a cohort file "
+            "(COHORT=), or choose SOURCE=simulated"
+        )
     if is_simulated(section):
         raise UserError(
             f"section {patient}: {section.outs} is simulated: choose SOURCE=simulated or "
@@ -183,7 +189,7 @@ def is_simulated(section: Section) -> bool:
     """Whether this project's simulation wrote the section."""
     if (section.outs / "truth.zarr").exists():
         return True
-    with _matrix(section.outs) as matrix:
+    with open_matrix(section.outs / MATRIX) as matrix:
         return matrix.file.attrs.get("software_version") == SIMULATION
 
 
@@ -216,7 +222,10 @@ def with_cohort(preset: Preset, path: Path | str) -> Preset:
         "cohort_file": path,
         "runs": runs,
     }
-    return preset.model_copy(update=changes)
+    try:
+        return Preset.model_validate(preset.model_dump() | changes)
+    except ValidationError as error:
+        raise UserError(f"{path} with preset '{preset.name}': {first_problem(error)}") from None
 
 
 def check_files(path: Path | str, name: str, section: Section) -> None:
@@ -233,6 +242,141 @@ def check_files(path: Path | str, name: str, section: Section) -> None:
                 f"{path}: patients.{name}.{key}: {file} is not a file: give the {what} "
                 "(relative paths are relative to the cohort file)"
             )
+
+
+def check_section(name: str, section: Section) -> None:
+    """Raise ``UserError`` when a section would mislead: one sentence, which names the patient.
+
+    Counts must be raw, bins 2 µm wide, and the image the one that the positions refer to. Takes
+    seconds per full section: positions are read whole, all else is sampled.
+    """
+    try:
+        slide = open_slide(section.outs, section.image)
+        check_raw(slide)
+        step, pixels = bin_geometry(slide)
+        check_bin_width(slide, step)
+        check_image(slide, pixels)
+        check_mask(section, slide)
+    except UserError as error:
+        raise UserError(f"section {name}: {error}") from None
+
+
+def check_raw(slide: Slide) -> None:
+    """Raise ``UserError`` when a sample of the matrix is not raw counts of 2 µm bins."""
+    path = slide.outs / MATRIX
+    with open_matrix(path) as matrix:
+        check_counts(_sample(matrix["data"]), path)
+        barcodes = _sample(matrix["barcodes"]).astype("S32")
+    foreign = barcodes[~np.char.startswith(barcodes, b"s_002um_")]
+    if foreign.size:
+        raise UserError(
+            f"{path} has barcode {foreign[0].decode(errors='replace')}, not that of a 2 µm bin: "
+            "give the matrix in binned_outputs/square_002um"
+        )
+
+
+def bin_geometry(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
+    """Measure where bins lie in the image.
+
+    Returns
+    -------
+    step
+        Pixels from a bin to the next along array rows and columns, ``[2]``.
+    pixels
+        Pixel row and column of each tissue bin, ``[2, bins]``.
+
+    Raises
+    ------
+    UserError
+        No bin lies in tissue, or the bins do not span the plane.
+    """
+    in_tissue, y, x = read_positions(slide.outs)
+    if not in_tissue.any():
+        raise UserError(
+            f"{slide.outs / POSITIONS} has no bin in tissue: detect tissue again, or leave the "
+            "section out"
+        )
+    stride = max(1, min(16, min(y.shape) // 2))
+    step = np.linalg.norm(coarse_fit(y, x, stride).matrix[:, :2], axis=0)
+    return step, np.stack([y[in_tissue], x[in_tissue]])
+
+
+def check_bin_width(slide: Slide, step: np.ndarray) -> None:
+    """Raise ``UserError`` when positions and scale factors disagree on the width of a bin."""
+    width = step * slide.microns_per_pixel
+    if not np.allclose(width, BIN_UM, rtol=_SCALE_TOLERANCE):
+        raise UserError(
+            f"bins in {slide.outs / POSITIONS} are {width[0]:.3g} x {width[1]:.3g} µm apart at "
+            f"{slide.microns_per_pixel:g} µm per pixel, not {BIN_UM:g}: give the positions and "
+            "scalefactors_json.json of one run, both from square_002um"
+        )
+
+
+def check_image(slide: Slide, pixels: np.ndarray) -> None:
+    """Raise ``UserError`` when the image cannot be the one the section was aligned to.
+
+    All but a few tissue bins, ``pixels`` ``[2, bins]``, must lie inside it. Where Space Ranger's
+    downsized copy is at hand, that must have been made from an image of this size: in a larger copy
+    of the right image, all bins lie inside, at the wrong places.
+    """
+    remedy = (
+        "give the full-resolution image that Space Ranger was run on for this section, not a "
+        "resized copy or that of another"
+    )
+    with open_image(slide.image) as image:
+        size = np.array(image.shape[:2])
+    outside = 1 - ((pixels >= 0) & (pixels <= size[:, None] - 1)).all(axis=0).mean()
+    if outside > _OUTSIDE:
+        raise UserError(
+            f"{outside:.0%} of tissue bins lie outside {slide.image} of {size[0]} x {size[1]} "
+            f"pixels: {remedy}"
+        )
+    copy = slide.outs / SPATIAL / "tissue_hires_image.png"
+    scale = json.loads((slide.outs / SCALES).read_text()).get("tissue_hires_scalef")
+    if not scale or not copy.is_file():
+        return
+    from PIL import Image
+
+    try:
+        with Image.open(copy) as picture:
+            expected = np.array(picture.size[::-1]) / scale
+    except OSError:
+        return  # it is not read for anything else
+    # The copy's size is rounded to whole pixels, each of which is many of the original.
+    if (np.abs(size - expected) > 2 / scale).any():
+        raise UserError(
+            f"{slide.image} has {size[0]} x {size[1]} pixels, but {copy.name} was made from "
+            f"{expected[0]:.0f} x {expected[1]:.0f}: {remedy}"
+        )
+
+
+def check_mask(section: Section, slide: Slide) -> None:
+    """Raise ``UserError`` when the mask cannot be of the same field of view as the image."""
+    if section.mask is not None:
+        with open_image(slide.image) as image:
+            read_mask(section.mask, image.shape)
+
+
+def check_distinct(name: str, sections: Mapping[str, Section]) -> None:
+    """Raise ``UserError`` when another patient has the section or the image of this one.
+
+    Files are hashed only where their sizes agree, which those of two sections hardly ever do. A
+    section that cannot be read is passed over here: its own check names the fault.
+    """
+    for other, section in sections.items():
+        if other == name:
+            continue
+        for what, same in (("section", _same_counts), ("image", _same_image)):
+            try:
+                found = same(sections[name], section)
+            except UserError:
+                continue
+            if found:
+                raise UserError(
+                    f"sections {name} and {other} are the same {what} ({sections[name].outs}, "
+                    f"{section.outs}): remove one, or a model is tested on what it was "
+                    "trained on (10x's Visium_HD_Human_Colon_Cancer without a suffix is P2 again)"
+                )
 
 
 def content_hash(outs: Path | str) -> str:
@@ -259,10 +403,8 @@ def content_hash(outs: Path | str) -> str:
     UserError
         The matrix is missing or damaged.
     """
-    with _matrix(Path(outs)) as matrix:
-        digest = hashlib.sha256(
-            np.array([*matrix["shape"][:], len(matrix["data"])], "<i8").tobytes()
-        )
+    with open_matrix(Path(outs) / MATRIX) as matrix:
+        digest = hashlib.sha256(np.array(_size(matrix), "<i8").tobytes())
         for name in ("indptr", "indices"):
             digest.update(_sample(matrix[name]).astype("<i8").tobytes())
         # Counts are hashed as real numbers, so that their storage type does not matter.
@@ -271,263 +413,36 @@ def content_hash(outs: Path | str) -> str:
     return digest.hexdigest()
 
 
-def check_cohort(cohort: Cohort) -> None:
-    """Raise ``UserError`` at the first section that would mislead.
-
-    Takes some seconds per full section: positions are read whole, all else is sampled.
-    """
-    for name, section in cohort.patients.items():
-        check_section(name, section)
-    check_distinct(cohort)
+def _same_counts(a: Section, b: Section) -> bool:
+    sizes = []
+    for section in (a, b):
+        with open_matrix(section.outs / MATRIX) as matrix:
+            sizes.append(_size(matrix))
+    return sizes[0] == sizes[1] and content_hash(a.outs) == content_hash(b.outs)
 
 
-def check_section(name: str, section: Section) -> None:
-    """Guard one section: raw counts, 2 µm bins, and the image that its positions belong to."""
-    slide = open_section(name, section)
-    check_counts(name, section)
-    step, pixels = bin_geometry(slide)
-    check_bin_width(name, slide, step)
-    check_image(name, slide, pixels)
-    check_mask(name, section, slide)
+def _size(matrix: h5py.Group) -> list[int]:
+    """Genes, barcodes and non-zero entries."""
+    return [*matrix["shape"][:].tolist(), len(matrix["data"])]
 
 
-def open_section(name: str, section: Section) -> Slide:
-    """Open a section; an error names the patient too."""
-    try:
-        return section.open()
-    except UserError as error:
-        raise UserError(f"section {name}: {error}") from None
+def _same_image(a: Section, b: Section) -> bool:
+    first, second = (open_slide(section.outs, section.image).image for section in (a, b))
+    if first.stat().st_size != second.stat().st_size:
+        return False
+    return _image_hash(first) == _image_hash(second)
 
 
-def check_counts(name: str, section: Section) -> None:
-    """Raise ``UserError`` when a sample of the matrix is not raw counts of 2 µm bins."""
-    with _matrix(section.outs) as matrix:
-        values, barcodes = _sample(matrix["data"]), _sample(matrix["barcodes"]).astype("S32")
-        path = matrix.file.filename
-    wrong = values[~np.isfinite(values) | (values < 0) | (values != np.floor(values))]
-    if wrong.size:
-        raise UserError(
-            f"section {name}: {path} holds {wrong[0]:g}, which is not a count: give the raw UMI "
-            "matrix of Space Ranger, not normalised or log-transformed values"
-        )
-    foreign = barcodes[~np.char.startswith(barcodes, b"s_002um_")]
-    if foreign.size:
-        raise UserError(
-            f"section {name}: {path} has barcode {foreign[0].decode(errors='replace')}, not that of a 2 µm bin: "
-            f"give the matrix in binned_outputs/{SQUARE}"
-        )
-
-
-def bin_geometry(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
-    """Measure where bins lie in the image.
-
-    Returns
-    -------
-    step
-        Pixels from a bin to the next along array rows and columns, ``[2]``.
-    pixels
-        Pixel row and column of each tissue bin, ``[2, bins]``.
-
-    Raises
-    ------
-    UserError
-        No bin lies in tissue, or the bins do not span the plane.
-    """
-    in_tissue, y, x = slide.positions()
-    if not in_tissue.any():
-        raise UserError(
-            f"{slide.positions_path} has no bin in tissue: detect tissue again, or leave the "
-            "section out"
-        )
-    # A thousand or so bins determine the scale; fitting all 11 million would take seconds.
-    some = np.ix_(*(np.arange(0, n, max(1, n // 32)) for n in in_tissue.shape))
-    rows, cols = np.broadcast_arrays(*some)
-    fit = fit_grid_to_pixels(rows.ravel(), cols.ravel(), y[some].ravel(), x[some].ravel())
-    step = np.linalg.norm(fit.matrix[:, :2], axis=0)
-    return step, np.stack([y[in_tissue], x[in_tissue]])
-
-
-def check_bin_width(name: str, slide: Slide, step: np.ndarray) -> None:
-    """Raise ``UserError`` when positions and scale factors disagree on the width of a bin."""
-    width = step * slide.microns_per_pixel
-    if not np.allclose(width, BIN_UM, rtol=_SCALE_TOLERANCE):
-        raise UserError(
-            f"section {name}: bins in {slide.positions_path} are {width[0]:.3g} x {width[1]:.3g} "
-            f"µm apart at {slide.microns_per_pixel:g} µm per pixel, not {BIN_UM:g}: give the "
-            f"positions and scalefactors_json.json of one run, both from {SQUARE}"
-        )
-
-
-def check_image(name: str, slide: Slide, pixels: np.ndarray) -> None:
-    """Raise ``UserError`` when the image cannot be the one the section was aligned to.
-
-    All but a few tissue bins, ``pixels`` ``[2, bins]``, must lie inside it. Where Space Ranger's
-    downsized copy is at hand, it must have been made from an image of this size and look the same:
-    scans of one instrument have one size, whatever is on them.
-    """
-    remedy = (
-        "give the full-resolution image that Space Ranger was run on for this section, not a "
-        "resized copy or that of another"
-    )
-    with slide.open_image() as image:
-        size = np.array(image.shape[:2])
-        inside = ((pixels >= 0) & (pixels <= size[:, None] - 1)).all(axis=0)
-        if 1 - inside.mean() > _OUTSIDE:
-            (y0, x0), (y1, x1) = pixels.min(1), pixels.max(1)
-            raise UserError(
-                f"section {name}: {1 - inside.mean():.0%} of tissue bins lie outside {slide.image} "
-                f"of {size[0]} x {size[1]} pixels (bins: rows {y0:.0f} to {y1:.0f}, columns "
-                f"{x0:.0f} to {x1:.0f}): {remedy}"
-            )
-        copy = downsized_copy(slide)
-        if copy is None:
-            return
-        picture, scale = copy
-        expected = np.array(picture.shape) / scale
-        # The copy's size is rounded to whole pixels, each of which is many of the original.
-        if (np.abs(size - expected) > 2 / scale).any():
-            raise UserError(
-                f"section {name}: {slide.image} has {size[0]} x {size[1]} pixels, but tissue_hires_"
-                f"image.png was made from {expected[0]:.0f} x {expected[1]:.0f}: {remedy}"
-            )
-        likeness = _likeness(image, picture, scale, pixels[:, inside])
-    if likeness < _LIKENESS:
-        raise UserError(
-            f"section {name}: {slide.image} does not show what tissue_hires_image.png shows "
-            f"(correlation {likeness:.2f} in tissue): {remedy}"
-        )
-
-
-def downsized_copy(slide: Slide) -> tuple[np.ndarray, float] | None:
-    """Space Ranger's copy of the image it was run on, of up to 6000 pixels a side.
-
-    Returns
-    -------
-    Brightness, uint8 ``[height, width]``, and pixels of the copy per pixel of the image; None where
-    no copy was kept.
-
-    Raises
-    ------
-    UserError
-        The copy is damaged, or its scale is not a positive number.
-    """
-    import json
-
-    from PIL import Image
-
-    spatial = slide.positions_path.parent
-    path, scales = spatial / "tissue_hires_image.png", spatial / "scalefactors_json.json"
-    scale = json.loads(scales.read_text()).get("tissue_hires_scalef")
-    if scale is None or not path.is_file():
-        return None
-    if not isinstance(scale, int | float) or not 0 < scale < np.inf:
-        raise UserError(f"{scales}: tissue_hires_scalef is {scale}, no scale: copy it again")
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("L")), scale
-    except (OSError, SyntaxError) as error:  # both stand for damage in Pillow
-        raise UserError(
-            f"{path} is not a whole picture ({error}): copy it again, or delete it, which leaves "
-            "out the comparison with the image"
-        ) from None
-
-
-def _likeness(image: np.ndarray, copy: np.ndarray, scale: float, pixels: np.ndarray) -> float:
-    """Correlation of brightness between image and copy over squares on some of ``pixels``.
-
-    NaN where the copy is too even to tell, 0 where only the image is.
-    """
-    chosen = np.random.default_rng(0).integers(0, pixels.shape[1], _SQUARES)
-    first = (pixels[:, chosen].T * scale).astype(int) - _SQUARE_WIDTH // 2
-    first = first.clip(0, np.maximum(np.array(copy.shape) - _SQUARE_WIDTH, 0))
-    pairs = []
-    for row, col in first:
-        y0, y1, x0, x1 = (
-            round(edge / scale) for edge in (row, row + _SQUARE_WIDTH, col, col + _SQUARE_WIDTH)
-        )
-        # Weights of ITU-R 601, as in Pillow's conversion to brightness.
-        here = read_region(image, y0, y1, x0, x1).mean((0, 1)) @ (0.299, 0.587, 0.114)
-        there = copy[row : row + _SQUARE_WIDTH, col : col + _SQUARE_WIDTH].mean()
-        pairs.append((here, there))
-    here, there = np.transpose(pairs)
-    if there.std() < _CONTRAST:
-        return np.nan
-    if here.std() < _CONTRAST:
-        return 0.0
-    return float(np.corrcoef(here, there)[0, 1])
-
-
-def check_mask(name: str, section: Section, slide: Slide) -> None:
-    """Raise ``UserError`` when the mask cannot be of the same field of view as the image."""
-    if section.mask is None:
-        return
-    from PIL import Image
-
-    try:
-        with Image.open(section.mask) as mask:
-            mask.load()  # finds a picture that was cut short
-            width, height = mask.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"section {name}: mask {section.mask} is not a whole picture of usual size ({error}): "
-            "save it as PNG, of at most 10,000 pixels a side"
-        ) from None
-    with slide.open_image() as image:
-        ratio = image.shape[0] / image.shape[1]
-    # A pixel of rounding on the shorter side of a small mask is no error.
-    if abs(height / width / ratio - 1) > 0.01 + 1 / min(width, height):
-        raise UserError(
-            f"section {name}: mask {section.mask} of {height} x {width} pixels has not the shape "
-            f"of {slide.image}: draw it on the whole image, at any scale"
-        )
-
-
-def check_distinct(cohort: Cohort) -> None:
-    """Raise ``UserError`` when two patients have the same section or the same image."""
-    for what, of in (("section", _section_of), ("image", _image_of)):
-        seen: dict[str, str] = {}
-        for name, section in cohort.patients.items():
-            other = seen.setdefault(of(section), name)
-            if other != name:
-                raise UserError(
-                    f"sections {other} and {name} are the same {what} "
-                    f"({cohort.patients[other].outs}, {section.outs}): remove one, or a model is "
-                    "tested on what it was trained on (10x's Visium_HD_Human_Colon_Cancer without "
-                    "a suffix is P2 again)"
-                )
-
-
-def _section_of(section: Section) -> str:
-    return content_hash(section.outs)
-
-
-def _image_of(section: Section) -> str:
-    """Hash of an image file's size, head and some blocks; heads alone may be empty glass."""
-    path = section.open().image
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+def _image_hash(path: Path) -> str:
+    """Hash of an image file's head and some blocks; heads alone may be empty glass."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         digest.update(file.read(_IMAGE_HEAD))
-        for start in np.linspace(0, max(size - _IMAGE_BLOCK, 0), _BLOCKS).astype(int):
+        last = max(path.stat().st_size - _IMAGE_BLOCK, 0)
+        for start in np.linspace(0, last, _BLOCKS).astype(int):
             file.seek(start)
             digest.update(file.read(_IMAGE_BLOCK))
     return digest.hexdigest()
-
-
-@contextmanager
-def _matrix(outs: Path) -> Iterator[h5py.Group]:
-    import h5py
-
-    path = outs / "binned_outputs" / SQUARE / "filtered_feature_bc_matrix.h5"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the outs folder of a whole Visium HD run")
-    try:
-        with h5py.File(path) as file:
-            yield file["matrix"]
-    except (LookupError, OSError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a whole Space Ranger matrix, version 3 ({error}): copy it again"
-        ) from None
 
 
 def _sample(dataset: h5py.Dataset) -> np.ndarray:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from sparsity_trap.data import alignment as registration
-from sparsity_trap.data.patches import PatchStore
 
 
-def section(shift: tuple[int, int], patches: int = 4) -> SimpleNamespace:
+def section(shift: tuple[int, int], patches: int = 4) -> tuple[list, list]:
     """Random dark blobs, and counts drawn from them ``shift`` bins away."""
     draw = np.random.default_rng(5)
     images, counts = [], []
@@ -23,17 +20,12 @@ def section(shift: tuple[int, int], patches: int = 4) -> SimpleNamespace:
         counts.append(draw.poisson(np.repeat(rate[None], 50, 0)).astype(np.uint16))
         dark = ndimage.zoom(tissue[32:160, 32:160], 224 / 128, order=1)
         images.append(np.repeat((230 - 45 * dark.clip(0, 4))[..., None], 3, 2).astype(np.uint8))
-    return SimpleNamespace(images=images, counts=counts, __len__=lambda: patches)
-
-
-class Store(SimpleNamespace):
-    def __len__(self) -> int:
-        return len(self.images)
+    return images, counts
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (3, 0), (-2, 7), (12, -9)])
 def test_shift_is_found_to_half_a_bin(shift):
-    found = registration.count_image_shift(Store(**vars(section(shift))))
+    found = registration.count_image_shift(*section(shift))
     assert (found.rows, found.columns) == pytest.approx(shift, abs=0.5)
     assert (found.warning is None) == (np.hypot(*shift) <= registration.TOLERATED)
 
@@ -63,13 +55,3 @@ def test_strength_is_the_median_log_ratio_of_neighbours():
     factor = np.where(np.arange(100) % 2, 2.0, 0.5).astype(np.float32)
     assert registration.stripe_strength(factor) == pytest.approx(2)
     assert np.isnan(registration.stripe_strength(np.ones(5, np.float32)))
-
-
-def test_offset_of_a_patch_is_the_log_of_its_rows_and_columns():
-    store = object.__new__(PatchStore)
-    store.row_factor, store.col_factor = np.exp(np.arange(300.0)), np.exp(np.arange(300.0) / 1000)
-    store.origin = np.array([[128, 0], [0, 128]])
-    offset = np.stack([store.stripe_offset(patch) for patch in range(2)])
-    assert offset.shape == (2, 128, 128)
-    assert offset[0, 3, 5] == pytest.approx(131 + 0.005)
-    assert offset[1, 3, 5] == pytest.approx(3 + 0.133)

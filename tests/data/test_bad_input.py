@@ -1,8 +1,7 @@
 """Malformed input of every kind a user can bring ends in one sentence with file and remedy.
 
-`test_real_sections`, `test_visium_hd`, `test_cohort`, `test_config`, `test_panel`, `test_predict` and
-`test_stats` hold the faults of their own subject; here are those that come from a damaged disk, a
-wrong file under a right name, or a file made to do harm. Never another exception, never a result.
+Tests beside this one hold the faults of their own subject; here are those that come from a damaged
+disk, an interrupted copy, or a wrong file under a right name. Never another exception or a result.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +30,7 @@ from sparsity_trap import settings as config
 from sparsity_trap.data.genes import load_panel
 from sparsity_trap.data.patches import write_store
 from sparsity_trap.data.sections import Section, check_section, read_cohort
+from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, SCALES
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.files import record
 from sparsity_trap.predict import load_model
@@ -42,16 +41,12 @@ sys.path.insert(0, str(ROOT / "workflow"))
 import execute_notebook  # noqa: E402 - lies beside the Snakefile
 
 GENES = ["ACTB", "CD74", "DES"]
-SQUARE = Path("binned_outputs/square_002um")
-MATRIX = SQUARE / "filtered_feature_bc_matrix.h5"
-POSITIONS = SQUARE / "spatial" / "tissue_positions.parquet"
-SCALES = SQUARE / "spatial" / "scalefactors_json.json"
 IMAGE = Path("tissue_image.tif")
 
 JUNK = np.random.default_rng(0).bytes(3000)
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in, please</body></html>\n"
-#: Contents that are wrong whatever the file should be: an empty one, noise, a login page saved under
-#: the file's name, an archive, text in UTF-16, only zeros (a file that was never written out).
+#: Contents that are wrong whatever the file should be: an empty one, noise, a login page saved
+#: under the file's name, an archive, text in UTF-16, only zeros (a file never written out).
 WRONG = {
     "empty": b"",
     "junk": JUNK,
@@ -114,30 +109,17 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
 
 # --- preset and cohort: YAML ----------------------------------------------------------------------
 
-MERGES = "a0: &a0 {" + ", ".join(f"k{i}: 1" for i in range(20)) + "}\n"
-MERGES += "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
-ALIASES = "a0: &a0 [x, x]\n"
-ALIASES += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 YAML_FAULTS = {
     **WRONG,
     "latin-1": "patients: [Zürich, P5]".encode("latin-1"),
-    "deep": b"[" * 100_000,
-    "deep mapping": b"{a: " * 20_000,
-    "aliases that multiply": ALIASES.encode(),
-    "merges that multiply": MERGES.encode(),
     "alias of nothing": b"patients: *nobody",
     "python object": b"patients: !!python/object/apply:os.system [true]",
     "date that cannot be": b"patients: 2024-13-45",
-    "tag that does not fit": b"patients: !!timestamp later",
-    "empty number": b"patients: !!int ''",
-    "number without end": b"patients: " + b"9" * 10_000,
     "two documents": b"a: 1\n---\nb: 2\n",
     "tab": b"patients:\n\t- P1\n",
-    "control character": b"patients: [P1\x07]",
     "key twice": b"patients: [P1, P5]\npatients: [P1, P2]\n",
     "list": b"[1, 2]",
     "null": b"~",
-    "huge": b"# " + b"x" * (5 << 20),
 }
 
 
@@ -165,7 +147,6 @@ def test_folder_in_place_of_a_file(preset_file, tmp_path):
     refuse(lambda: load_preset("mine"), "mine")
     refuse(lambda: read_cohort(tmp_path), str(tmp_path))
     refuse(lambda: load_panel(tmp_path), str(tmp_path))
-    refuse(lambda: load_panel(Path("/dev/zero")), "/dev/zero")
 
 
 SMOKE = (config.PRESETS / "smoke.yaml").read_text()
@@ -173,11 +154,8 @@ NUMBERS = [
     ("simulation", "side_um", value)
     for value in (float("nan"), float("inf"), -1, 0, 1e12, "wide", None, [], {})
 ]
-NUMBERS += [("simulation", "pixel_um", value) for value in (1e-9, 1e9)]
-NUMBERS += [("training", "lr", value) for value in (float("nan"), float("inf"), "fast")]
-NUMBERS += [("training", "epochs", value) for value in (0, 1.5, -(10**30), "ten")]
-NUMBERS += [("decoder", "hidden", value) for value in (10**9, 0, [32], "32 or so")]
-NUMBERS += [("decoder", "dropout", value) for value in (float("nan"), 1.1)]
+NUMBERS += [("training", "epochs", value) for value in (0, 1.5, "ten")]
+NUMBERS += [("decoder", "hidden", value) for value in (0, [32], "32 or so")]
 
 
 @pytest.mark.parametrize(("part", "key", "value"), NUMBERS)
@@ -203,37 +181,12 @@ def test_any_damage_to_a_preset(preset_file, content):
     refuse_or_read(lambda: load_preset("mine"))
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-@FUZZ
-@given(key=st.sampled_from([*yaml.safe_load(SMOKE), "genes", "patches", "arms"]), value=VALUES)
-def test_any_value_in_a_preset(preset_file, key, value):
-    preset_file.write_text(yaml.safe_dump(yaml.safe_load(SMOKE) | {key: value}))
-    refuse_or_read(lambda: load_preset("mine"))
-
-
-@FUZZ
-@given(value=VALUES)
-def test_any_value_in_a_cohort(tmp_path, value):
-    path = tmp_path / "cohort.yaml"
-    path.write_text(yaml.safe_dump({"patients": value}))
-    refuse_or_read(lambda: read_cohort(path))
-
-
 # --- parameters of a notebook ---------------------------------------------------------------------
 
 DECLARED = {"preset": {"default": '"smoke"'}, "seed": {"default": "0"}, "ratio": {"default": "0.0"}}
 PARAMETERS = [
-    "", "=", "seed", "seed=", "seed=1.5", "seed=yes", "seed=[1]", "seed=2024-13-45", "seed={",
-    "preset=[[[[", "preset=3", "preset=~", "preset={a: 1, a: 2}", "seeds=1", "ratio=a",
-    "ratio=!!python/name:os.system", "preset=" + "[" * 50_000, "preset=*x", "seed=" + "9" * 9999,
+    "", "=", "seed", "seed=", "seed=1.5", "seed=yes", "seed=[1]", "seed={", "preset=3", "preset=~",
+    "seeds=1", "ratio=a", "ratio=!!python/name:os.system", "preset=*x",
 ]  # fmt: skip
 
 
@@ -254,12 +207,7 @@ PANEL_FAULTS = {
     **WRONG,
     "quote left open": b'gene,category\n"DES,stromal\nVIM,stromal\n',
     "sentence": b"These are my favourite genes\n",
-    "script": b"=HYPERLINK(1)\n",
     "json": b'{"gene": ["DES"]}',
-    "symbol without end": b"gene\n" + b"A" * 100_000 + b"\n",
-    "field beyond csv": b'gene,category\n"' + b"A" * 200_000 + b'",stromal\n',
-    "huge": b"DES\n" * (2 << 20),
-    "zero byte": b"gene\nDE\0S\n",
 }
 
 
@@ -339,7 +287,6 @@ RUN_FAULTS = {
     for what, content in WRONG.items()
 }
 RUN_FAULTS |= {
-    "deep record": with_text("provenance.json", b"[" * 100_000),
     "record is a list": with_text("provenance.json", b"[]"),
     "record without preset": with_record(lambda r: r.pop("preset")),
     "preset is text": with_record(lambda r: r.update(preset="smoke")),
@@ -347,16 +294,12 @@ RUN_FAULTS |= {
     "arm is a list": with_record(lambda r: r.update(arm=["E"])),
     "seed is text": with_record(lambda r: r.update(seed="first")),
     "no training patients": with_record(lambda r: r.pop("training_patients")),
-    "decoder of another width": with_record(lambda r: r["preset"]["decoder"].update(hidden=10**12)),
     "weights that are not numbers": with_weights(lambda s: s["mean"].fill_(torch.nan)),
     "spread of zero": with_weights(lambda s: s["std"].zero_()),
     "mean of one axis": with_weights(lambda s: s.update(mean=torch.zeros(4))),
     "no mean": with_weights(lambda s: s.pop("mean")),
     "weight of another shape": with_weights(lambda s: s.update(std=torch.ones(1, 5, 1, 1))),
     "one weight too many": with_weights(lambda s: s.update(extra=torch.ones(2))),
-    "header that claims 10^15 bytes": with_text(
-        "checkpoint.safetensors", (10**15).to_bytes(8, "little") + b"{}"
-    ),
     "no genes": with_genes(gene=[], category=[]),
     "another number of genes": with_genes(gene=["A"], category=["other"]),
     "genes are numbers": with_genes(gene=[1, 2, 3], category=["other"] * 3),
@@ -459,48 +402,34 @@ SECTION_FAULTS = {
 SECTION_FAULTS |= {
     f"h5 {what}": (with_matrix(change), "matrix.h5")
     for what, change in {
-        "names of features as numbers": replaced("features/name", np.arange(3)),
-        "names that are no UTF-8": replaced("features/name", np.array([b"\xff", b"b", b"c"])),
+        "without indices": lambda m: m.pop("indices"),
         "fewer types than names": replaced("features/feature_type", lambda v: v[:2]),
-        "matrix of two axes": replaced("data", lambda v: v.reshape(-1, 1)),
         "data as text": replaced("data", lambda v: v.astype("S")),
         "data not numbers": replaced("data", lambda v: np.full(len(v), np.nan)),
+        "data logged": replaced("data", lambda v: np.log1p(v)),
         "indices as real numbers": replaced("indices", lambda v: v.astype(float)),
-        "negative indices": replaced("indices", lambda v: -v - 1),
-        "pointers that fall": replaced("indptr", lambda v: v[::-1]),
+        "indices of more genes": replaced("indices", lambda v: v + 3),
         "pointers too few": replaced("indptr", lambda v: v[:-1]),
-        "pointers of two axes": replaced("indptr", lambda v: v[None]),
         "barcodes as numbers": replaced("barcodes", lambda v: np.arange(len(v))),
         "barcodes empty": replaced("barcodes", lambda v: v[:0]),
-        "features a dataset": lambda m: (m.pop("features"), m.create_dataset("features", data=[1])),
-        "data a group": lambda m: (m.pop("data"), m.create_group("data")),
-        "scalar pointers": replaced("indptr", 3),
     }.items()
 }
 SECTION_FAULTS |= {
     f"parquet {what}": (with_table(change), "tissue_positions.parquet")
     for what, change in {
         "no rows": lambda t: t[:0],
-        "negative rows": lambda t: t.assign(array_row=-t.array_row.astype(int)),
-        "rows as text": lambda t: t.assign(array_row=t.array_row.astype(str)),
         "rows as words": lambda t: t.assign(array_row="first"),
         "rows missing": lambda t: t.assign(array_row=t.array_row.where(t.array_row > 3)),
-        "grid of 10^9": lambda t: t.assign(array_row=t.array_row.astype("int64") * 10**9),
         "pixels as words": lambda t: t.assign(pxl_row_in_fullres="left"),
         "pixels not numbers": lambda t: t.assign(pxl_row_in_fullres=np.nan),
-        "pixels infinite": lambda t: t.assign(pxl_col_in_fullres=np.inf),
-        "pixels 10^30": lambda t: t.assign(pxl_col_in_fullres=t.pxl_col_in_fullres * 1e30),
         "one place": lambda t: t.assign(pxl_row_in_fullres=5.0, pxl_col_in_fullres=5.0),
-        "tissue as words": lambda t: t.assign(in_tissue="yes"),
-        "lists": lambda t: t.assign(array_col=[[1]] * len(t)),
     }.items()
 }
 SECTION_FAULTS |= {
     f"scale {value!r}": (with_scales(microns_per_pixel=value), "scalefactors_json.json")
-    for value in ("fine", [], {}, 0, -0.5, float("nan"), float("inf"), True, 1e300)
+    for value in ("fine", [], 0, -0.5, float("nan"))
 }
 SECTION_FAULTS |= {
-    "scale without end": (with_text(SCALES, b"[" * 100_000), SCALES.name),
     "tiff of real numbers": (with_image(np.zeros((600, 600, 3), np.float32)), IMAGE.name),
     "tiff of one channel": (with_image(np.zeros((600, 600), np.uint8)), IMAGE.name),
     "tiff of 16 bits": (
@@ -508,7 +437,6 @@ SECTION_FAULTS |= {
         IMAGE.name,
     ),
     "tiff of one pixel": (with_image(np.zeros((1, 1, 3), np.uint8), photometric="rgb"), IMAGE.name),
-    "tiff of five channels": (with_image(np.zeros((600, 600, 5), np.uint8)), IMAGE.name),
 }
 
 
@@ -533,104 +461,3 @@ def test_any_damage_to_a_section(sound, tmp_path, path, data):
     shutil.copytree(sound, outs, dirs_exist_ok=True)
     (outs / path).write_bytes(data.draw(damaged((sound / path).read_bytes())))
     refuse_or_read(lambda: read_section(outs))
-
-
-# --- files that claim more than there is ----------------------------------------------------------
-
-
-def claim_rows(path: Path, claimed: int) -> None:
-    """Let the footer of a parquet table of 1,234,567 rows claim another number everywhere."""
-
-    def varint(value: int) -> bytes:  # Thrift's compact form of an int64
-        value, out = value << 1, bytearray()
-        while value > 127:
-            out.append(value & 127 | 128)
-            value >>= 7
-        return bytes([*out, value])
-
-    content = path.read_bytes()
-    size = int.from_bytes(content[-8:-4], "little")
-    body, footer = content[: -8 - size], content[-8 - size : -8]
-    assert varint(1_234_567) in footer
-    footer = footer.replace(varint(1_234_567), varint(claimed))
-    path.write_bytes(body + footer + len(footer).to_bytes(4, "little") + b"PAR1")
-
-
-def huge_parquet(outs: Path) -> None:
-    table = pd.read_parquet(outs / POSITIONS)
-    rows = np.resize(np.arange(len(table)), 1_234_567)
-    table.iloc[rows].to_parquet(outs / POSITIONS)
-    claim_rows(outs / POSITIONS, 10**12)
-
-
-def huge_matrix(outs: Path) -> None:
-    """10^12 entries, none of which was ever written: a file of some kB."""
-    with h5py.File(outs / MATRIX, "r+") as file:
-        matrix = file["matrix"]
-        for name in ("data", "indices", "indptr", "barcodes"):
-            dtype = matrix[name].dtype
-            del matrix[name]
-            matrix.create_dataset(
-                name, shape=(10**12,), dtype=dtype, chunks=(10**6,), compression="gzip"
-            )
-
-
-def huge_tiff(outs: Path) -> None:
-    """10^6 x 10^6 pixels in a single strip of 3 TB, of which some bytes exist."""
-    tifffile.imwrite(outs / IMAGE, np.zeros((16, 16, 3), np.uint8), photometric="rgb")
-    with tifffile.TiffFile(outs / IMAGE, mode="r+") as file:
-        tags = file.pages[0].tags
-        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
-            tags[name].overwrite(10**6)
-        tags["StripByteCounts"].overwrite(2**31)
-
-
-def huge_genes(run: Path) -> None:
-    rows = pd.DataFrame({"gene": ["A"] * 1_234_567, "category": "other"})
-    rows.to_parquet(run / "genes.parquet")
-    claim_rows(run / "genes.parquet", 10**12)
-
-
-READ_LIMITED = """
-import json, resource, sys
-from pathlib import Path
-sys.path[:0] = ["tests", "."]
-import test_bad_input as bad
-from sparsity_trap.settings import UserError
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for read, folder in json.loads(sys.argv[1]):
-    try:
-        getattr(bad, read)(Path(folder))
-    except UserError as error:
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(f"{grown >> 10} MB more: {error}")
-"""
-
-
-@pytest.mark.slow
-def test_hostile_sizes(sound, run_folder, tmp_path):
-    """One after the other in a process with 4 GiB of address space; what they take is far less."""
-    hostile = [
-        (huge_parquet, sound, "read_section", POSITIONS.name),
-        (huge_matrix, sound, "read_section", MATRIX.name),
-        (huge_tiff, sound, "read_section", IMAGE.name),
-        (huge_genes, run_folder, "load_model", "genes.parquet"),
-    ]
-    orders = []
-    for spoil, whole, read, _ in hostile:
-        folder = shutil.copytree(whole, tmp_path / spoil.__name__ / whole.name)
-        spoil(folder)
-        orders.append((read, str(folder)))
-    done = subprocess.run(
-        [sys.executable, "-c", READ_LIMITED, json.dumps(orders)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    said = re.findall(r"^(\d+) MB more: (.*)$", done.stdout, re.MULTILINE)
-    assert len(said) == len(hostile), done.stdout + done.stderr[-2000:]
-    for (grown, sentence), (_, _, _, named) in zip(said, hostile, strict=True):
-        assert int(grown) < 400 and named in sentence

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 from scipy import ndimage
 from spaceranger import DIHEDRAL, paint, turned_grid, write_outs
 
@@ -218,16 +219,6 @@ def test_attributes_and_layout(tmp_path):
         PatchStore(tmp_path / "P9.zarr")
 
 
-def test_image_and_positions_that_do_not_fit(tmp_path):
-    thumbnail = np.full((100, 100, 3), 90, np.uint8)
-    outs = small_outs(tmp_path / "a", image=thumbnail)
-    with pytest.raises(UserError, match="tissue_image.tif: only .* full-resolution image"):
-        write(outs, tmp_path / "P1.zarr")
-    outs = small_outs(tmp_path / "b", microns_per_pixel=0.27)
-    with pytest.raises(UserError, match="microns_per_pixel = 0.270"):
-        write(outs, tmp_path / "P1.zarr")
-
-
 def test_truth_of_other_genes(tmp_path):
     outs = small_outs(tmp_path / "outs", truth=np.zeros((3, 128, 128)))
     zarr.open_group(outs / "truth.zarr").attrs["genes"] = ["ACTB", "KRT8", "VIM"]
@@ -245,24 +236,18 @@ def test_reading_patches_needs_no_file_format_libraries():
     assert result.stdout.strip() == "set()", result.stderr
 
 
-def test_mask_takes_black_places_out_of_the_tissue(tmp_path):
-    from PIL import Image
-
-    from sparsity_trap.data.patches import _masked
-    from sparsity_trap.data.spaceranger import Positions
-
-    picture = np.full((20, 10), 255, np.uint8)
-    picture[:5] = 0  # the upper quarter of the field of view
+def test_mask_takes_dark_places_out_of_the_tissue(tmp_path):
+    """A mask of another scale than the image, dark over the upper quarter of the field of view."""
+    outs = small_outs(tmp_path / "outs")
+    y, _, (height, width) = turned_grid((128, 128), (False, True, False))
+    picture = np.full((height // 10, width // 10), 255, np.uint8)
+    picture[: len(picture) // 4] = 0
     Image.fromarray(picture).save(tmp_path / "mask.png")
-    y, x = (v.astype(np.float32) for v in np.mgrid[0:200:10, 0:100:10])
-    positions = Positions(np.ones(y.shape, bool), y, x)
-
-    class Slide:
-        @staticmethod
-        def open_image():
-            from contextlib import nullcontext
-
-            return nullcontext(np.zeros((200, 100, 3), np.uint8))
-
-    kept = _masked(positions, Slide, tmp_path / "mask.png").in_tissue
-    np.testing.assert_array_equal(kept, y >= 50)
+    write_store(
+        open_slide(outs), GENES, tmp_path / "P1.zarr", patient="P1", source="spaceranger",
+        settings=Patches(), mask=tmp_path / "mask.png",
+    )  # fmt: skip
+    kept = y[::-1] > height * (len(picture) // 4) / len(picture)
+    differs = PatchStore(tmp_path / "P1.zarr").mask[0] != kept
+    edge = np.abs(y[::-1] - height / 4) < 12  # of a pixel of the mask
+    assert not differs[~edge].any() and 0.2 < (~kept).mean() < 0.3

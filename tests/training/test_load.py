@@ -212,7 +212,7 @@ def small(preset: config.Preset, **changes: object) -> config.Preset:
 def cohort(folder: Path, number: int) -> dict[str, float]:
     """Check the first sections of a cohort, cut and encode them, train on all but one."""
     from sparsity_trap import training
-    from sparsity_trap.data.sections import check_cohort, load_cohort, with_cohort
+    from sparsity_trap.data.sections import check_section, load_cohort, with_cohort
 
     training.CPU_BYTES = 2**20  # so that these sections are many
     config.ROOT = folder / f"of{number}"
@@ -222,7 +222,8 @@ def cohort(folder: Path, number: int) -> dict[str, float]:
     file.write_text("patients:\n" + "".join(lines))
     preset = small(with_cohort(load_preset("smoke"), file))
     peaks = {"start": peak_mb()}
-    check_cohort(load_cohort(file))
+    for name, section in load_cohort(file).patients.items():
+        check_section(name, section)
     peaks["checked"] = peak_mb()
     for patient in preset.patients:
         results.tokens(preset, patient)

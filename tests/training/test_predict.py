@@ -20,7 +20,7 @@ from sparsity_trap import predict
 from sparsity_trap import settings as config
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.data.patches import PatchStore, write_store
-from sparsity_trap.data.spaceranger import Slide, open_slide
+from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, Slide, open_slide
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import record
@@ -107,7 +107,7 @@ def at_2um(run_dir, simulated):
 
 
 def position_table(slide: Slide) -> pd.DataFrame:
-    return pd.read_parquet(slide.positions_path).set_index("barcode")
+    return pd.read_parquet(slide.outs / POSITIONS).set_index("barcode")
 
 
 def test_model_is_rebuilt_with_its_weights_and_record(run_dir, simulated):
@@ -149,7 +149,7 @@ def test_bins_carry_their_barcode_position_and_rate(at_2um, simulated):
     rate = rate["rate"][:][order][:, at_2um.obs["array_row"], at_2um.obs["array_col"]].T
     assert at_2um.X.dtype == np.float32 and np.array_equal(at_2um.X, rate.astype(np.float32))
 
-    measured = sc.read_10x_h5(slide.matrix_path)[at_2um.obs_names, at_2um.var_names]
+    measured = sc.read_10x_h5(slide.outs / MATRIX)[at_2um.obs_names, at_2um.var_names]
     assert (at_2um.layers["counts"] != measured.X).nnz == 0
 
 
@@ -384,7 +384,7 @@ def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_pat
     with pytest.raises(UserError, match="no patch of 256 µm holds enough tissue"):
         predict_image(run_dir, glass, 0.5)
     Image.new("L", (20, 100)).save(tmp_path / "mask.png")
-    with pytest.raises(UserError, match="a mask of the same field"):
+    with pytest.raises(UserError, match="mask.png of 100 x 20 pixels has not the shape"):
         predict_image(run_dir, glass, 0.5, mask=tmp_path / "mask.png")
-    with pytest.raises(UserError, match="cannot be read as a mask"):
+    with pytest.raises(UserError, match="is not a whole picture"):
         predict_image(run_dir, glass, 0.5, mask=run_dir / "provenance.json")
