@@ -1,8 +1,9 @@
 """Regions, cell types and bodies of the simulated tissue, with their properties from tables.
 
-`cells.csv` holds what cells look like and where they live, `expression.csv` what they express. Both
-may be edited. Levels of expression were set by hand from marker knowledge, with real tiles of P5 in
-view; each gene is scaled to its share of zero bins later, so only ratios within a row matter.
+`cells.csv` holds what cells look like and where they live, `stroma.csv` how many of them lie in a
+region without glands, `expression.csv` what they express. All may be edited. Levels of expression
+were set by hand from marker knowledge, with real tiles of P5 in view; each gene is scaled to its
+share of zero bins later, so only ratios within a row matter.
 """
 
 from __future__ import annotations
@@ -79,6 +80,13 @@ if CELLS["kind"].tolist() != [kind.name.lower() for kind in Kind]:
 
 SPINDLE = CELLS["spindle"].to_numpy(bool)
 HOME = np.array([Region[name.upper()] for name in CELLS["region"]])
+
+#: Cells per mm² of connective and muscular regions. The order of ``stroma.csv`` is that of draws:
+#: another one gives other, equally likely sections.
+STROMA: dict[Region, dict[Kind, int]] = {
+    Region[name.upper()]: {Kind[row.kind.upper()]: row.cells_per_mm2 for row in rows.itertuples()}
+    for name, rows in read_table("stroma.csv").groupby("region", sort=False)
+}
 
 
 def expression() -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from sparsity_trap.simulation.cells import SPINDLE, Body, Kind, Region
+from sparsity_trap.simulation.cells import SPINDLE, STROMA, Body, Kind, Region
 from sparsity_trap.simulation.tissue import (
     STEP_UM,
     Anatomy,
@@ -19,43 +19,6 @@ from sparsity_trap.simulation.tissue import (
     unit,
     window,
 )
-
-#: Cells per mm² of connective and muscular regions, and their share of each cell type.
-_STROMA: dict[Region, tuple[float, dict[Kind, float]]] = {
-    Region.LAMINA_PROPRIA: (
-        7500,
-        {
-            Kind.PLASMA_IGA: 0.36, Kind.T_CELL: 0.20, Kind.MACROPHAGE: 0.10,
-            Kind.FIBROBLAST: 0.18, Kind.B_CELL: 0.05, Kind.ENDOTHELIAL: 0.06,
-            Kind.MAST: 0.03, Kind.PLASMA_IGG: 0.02,
-        },
-    ),
-    Region.SUBMUCOSA: (
-        1900,
-        {
-            Kind.FIBROBLAST: 0.60, Kind.MACROPHAGE: 0.10, Kind.T_CELL: 0.08,
-            Kind.ENDOTHELIAL: 0.10, Kind.MAST: 0.04, Kind.GLIA: 0.05, Kind.PLASMA_IGA: 0.03,
-        },
-    ),
-    Region.DESMOPLASIA: (
-        3600,
-        {
-            Kind.CAF: 0.52, Kind.MACROPHAGE: 0.13, Kind.T_CELL: 0.11, Kind.PLASMA_IGG: 0.10,
-            Kind.FIBROBLAST: 0.06, Kind.ENDOTHELIAL: 0.05, Kind.NEUTROPHIL: 0.03,
-        },
-    ),
-    Region.MUSCLE: (
-        1900,
-        {
-            Kind.SMOOTH_MUSCLE: 0.88, Kind.FIBROBLAST: 0.05, Kind.ENDOTHELIAL: 0.03,
-            Kind.GLIA: 0.04,
-        },
-    ),
-    Region.LYMPHOID: (
-        14500, {Kind.B_CELL: 0.55, Kind.T_CELL: 0.38, Kind.MACROPHAGE: 0.05, Kind.PLASMA_IGG: 0.02}
-    ),
-    Region.NECROSIS: (2500, {Kind.NEUTROPHIL: 0.8, Kind.MACROPHAGE: 0.2}),
-}  # fmt: skip
 
 #: Shares of a patient's tissue: mucosa, muscularis mucosae, submucosa; the rest is muscularis
 #: propria. ``tumour`` then replaces that share of the whole.
@@ -405,18 +368,15 @@ def _scatter_stroma(draft: Draft) -> None:
     region, axis = draft.region[i, j], draft.axis[i, j]
     # Inflammation comes in clusters, not evenly.
     patchy = np.exp(0.45 * smooth_field(rng, (n, n), 22)[i, j])
-    for name, (density, mix) in _STROMA.items():
+    for name, mix in STROMA.items():
         even = name in (Region.LYMPHOID, Region.MUSCLE)
+        density = sum(mix.values())
         wanted = density if even else density * patchy
         here = (region == name) & (rng.random(len(xy)) * crowd < wanted)
-        kinds = rng.choice([int(k) for k in mix], here.sum(), p=_normalised(mix.values()))
+        shares = np.array(list(mix.values())) / density
+        kinds = rng.choice([int(k) for k in mix], here.sum(), p=shares)
         spindle = SPINDLE[kinds]
         free = rng.uniform(0, np.pi, here.sum())
         angle = np.where(spindle, axis[here] + rng.normal(0, 0.2, here.sum()), free)
         stretch = np.where(spindle, 14.0, 0.0)[:, None] * unit(angle)
         draft.add_cells(xy[here], kinds, angle, stretch)
-
-
-def _normalised(shares) -> np.ndarray:
-    shares = np.array(list(shares), float)
-    return shares / shares.sum()
