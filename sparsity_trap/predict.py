@@ -217,7 +217,7 @@ def predict_section(
     )
     rates = _stored_rates(Path(run_dir), trained, store)
     if rates is None:
-        rates = _rates(trained, len(store), lambda i: store.images[i])
+        rates = _rates(trained, len(store), lambda i: store.images[i], section.mask)
     return _table(trained, section, rates, bin_um, genes)
 
 
@@ -319,6 +319,7 @@ def predict_image(
             trained,
             len(origin),
             lambda i: resample(picture, fit, int(origin[i, 0]), int(origin[i, 1]), shape),
+            section.mask,
         )
         return _table(trained, section, rates, bin_um, genes)
 
@@ -606,17 +607,21 @@ def _stored_rates(
 
 
 def _rates(
-    trained: Trained, number: int, image: Callable[[int], np.ndarray]
+    trained: Trained,
+    number: int,
+    image: Callable[[int], np.ndarray],
+    mask: Callable[[int], np.ndarray],
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Encode and predict patches; yields patch and rates float32 [G, 128, 128]."""
+    """Encode and predict patches, given image and tissue of each; yields patch and rates float32 [G, 128, 128]."""
     device = _device()
     encoder = load_encoder(trained.preset.encoder.name).to(device)
     for start in track(range(0, number, _BATCH), "predicting", "batch"):
         patches = range(start, min(start + _BATCH, number))
         pixels = torch.from_numpy(np.stack([image(i) for i in patches])).to(device)
+        tissue = torch.from_numpy(np.stack([mask(i) for i in patches])).to(device)
         with torch.inference_mode():
             # Through half precision, as cached tokens go.
-            batch = trained.model.rate(encoder(pixels).half()).cpu().numpy()
+            batch = trained.model.rate(encoder(pixels).half(), tissue).cpu().numpy()
         yield from zip(patches, batch, strict=True)
 
 

@@ -356,6 +356,26 @@ def test_tissue_mask_follows_the_simulated_tissue(simulated):
     assert not predict.tissue_mask(np.full((300, 300, 3), 243, np.uint8), 2.0).any()
 
 
+def test_rates_are_asked_for_with_the_tissue(preset, simulated, tmp_path, monkeypatch):
+    """Without it, arms that interpolate would take in what stands beyond its edge."""
+    store, slide = simulated
+    moved = preset.model_copy(update={"name": "tissue"})
+    folder = write_run(moved, store.images[:])
+    asked, original = [], Model.rate
+
+    def rate(model, tokens, mask=None):
+        asked.append(mask)
+        return original(model, tokens, mask)
+
+    monkeypatch.setattr(Model, "rate", rate)
+    other = cut(slide.outs, tmp_path / "P1.zarr", patient="P1")[0]
+    predict_section(folder, other, slide)
+    assert np.array_equal(torch.cat(asked).cpu().numpy(), store.mask[:])
+    asked.clear()
+    predict_image(folder, slide.image, 0.5)
+    assert torch.cat(asked).any() and not torch.cat(asked).all()
+
+
 def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_path, monkeypatch):
     store, slide = simulated
     with pytest.raises(UserError, match="does not predict gene TP53"):
