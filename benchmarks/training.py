@@ -2,8 +2,8 @@
 
     python -m benchmarks.training [--out results/bench/training.json]
 
-On a CPU the sizes are those of the preset ``laptop``; on a GPU those of ``paper``, in float32 and in
-bfloat16, with all epochs. Tokens, counts and images are synthetic: no number here says anything
+On a CPU the sizes are those of the preset ``laptop``; on a GPU those of ``paper``, in float32 and
+in bfloat16, with all epochs. Tokens, counts and images are synthetic: no number here says anything
 about learning. Nothing but this program should run meanwhile.
 
 *Floor.* FLOPs of forward and backward pass (`torch.utils.flop_counter`) over the rate of a large
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -39,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsity_trap import losses, training
 from sparsity_trap.data.patches import PATCH_BINS, PATCH_PIXELS
 from sparsity_trap.decoders import build_decoder
+from sparsity_trap.devices import launch
 from sparsity_trap.encoders import (
     TOKEN_GRID,
     FilterBank,
@@ -134,7 +136,7 @@ def synthetic(
     mask = torch.rand((n, PATCH_BINS, PATCH_BINS), device=DEVICE) < 0.8
     validation = torch.arange(n) >= train
     kinds = views(preset.encoder)[:n_views]
-    return training.TrainingSet(tokens, kinds, counts, mask, None, validation)
+    return training.TrainingSet(tokens, kinds, counts, mask, validation)
 
 
 def matmul_rate(precision: str) -> float:
@@ -177,7 +179,7 @@ def run_cost(
     update = {"precision": precision, "epochs": epochs, "patience": epochs}
     preset = preset.model_copy(update={"training": preset.training.model_copy(update=update)})
     arm, settings = preset.arm(POISSON_ARM), preset.training
-    fabric = training.launch(precision)
+    fabric = launch(precision)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fitted = training.fit(data, arm, preset, 0, fabric, Path(folder) / "checkpoint")
@@ -255,9 +257,9 @@ def decoder_and_loss(
     model, objective = fitted.model.train(), fitted.objective
 
     def work() -> None:
-        with fabric.autocast():
+        with fabric.autocast() if fabric else nullcontext():
             eta = model(tokens)
-        objective(eta.float(), counts, mask, None).backward()
+        objective(eta.float(), counts, mask).backward()
         model.zero_grad()
 
     return work
@@ -411,7 +413,8 @@ def grow(preset: Preset, patches: int, genes: int, n_views: int) -> dict[str, fl
     data = synthetic(preset, patches, held_out, genes, n_views)
     settings = preset.training.model_copy(update={"epochs": 2})
     preset = preset.model_copy(update={"training": settings})
-    history = training.fit(data, preset.arm(POISSON_ARM), preset, 0).history
+    fabric = launch(settings.precision)
+    history = training.fit(data, preset.arm(POISSON_ARM), preset, 0, fabric).history
     seconds = history[1]["seconds"] - history[0]["seconds"]
     peak = torch.cuda.max_memory_allocated() if GPU else peak_memory()
     return {

@@ -612,7 +612,10 @@ def _rates(
     image: Callable[[int], np.ndarray],
     mask: Callable[[int], np.ndarray],
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Encode and predict patches, given image and tissue of each; yields patch and rates float32 [G, 128, 128]."""
+    """Encode and predict patches; yields patch and rates float32 [G, 128, 128].
+
+    ``image`` and ``mask`` give a patch's pixels uint8 [224, 224, 3] and tissue bool [128, 128].
+    """
     device = _device()
     encoder = load_encoder(trained.preset.encoder.name).to(device)
     for start in track(range(0, number, _BATCH), "predicting", "batch"):

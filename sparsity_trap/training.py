@@ -11,9 +11,8 @@ Several processes share one run when they are launched together::
 
 Each takes its share of every batch, and Lightning Fabric's strategy (distributed data parallel)
 averages their gradients. That is not quite one process: a loss is averaged over a process's own
-tissue bins, at most a patch per process that cannot be dealt out is left out of an epoch, and
-dropout and batch normalisation are each process's own. ``training.batch_size`` is that of all
-processes together.
+tissue bins, patches that cannot be dealt out evenly are left out of an epoch, and dropout and batch
+normalisation are each process's own. ``training.batch_size`` is that of all processes together.
 """
 
 from __future__ import annotations

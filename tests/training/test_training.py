@@ -1,4 +1,5 @@
 """Training: what it may see, that it learns, and that it repeats."""
+# ruff: noqa: F811 - the fixture `preset` is imported
 
 from __future__ import annotations
 
@@ -10,73 +11,11 @@ import pytest
 import torch
 import zarr
 from safetensors.torch import load_file
+from small_runs import GENES, RUN, preset, write_patient  # noqa: F401 - a fixture
 
 from sparsity_trap import metrics, training, training_data
-from sparsity_trap import settings as config
 from sparsity_trap.bins import bin_mask, bin_sum
-from sparsity_trap.encoders import dihedral, views
-from sparsity_trap.settings import Run, UserError, load_preset
-
-GENES = ["PIGR", "DES", "VIM"]
-RUN = Run(arm="E", test_patient="P5", seed=0)
-
-
-def write_patient(
-    preset, patient: str, seed: int, source: str = "simulated", scale: tuple[float, ...] = (1.0,)
-) -> None:
-    """A patient of 3 × 3 patches whose tokens tell the rate of each token's bins.
-
-    ``scale`` multiplies the rates of each gene.
-    """
-    draw = np.random.default_rng(seed)
-    n = 9
-    signal = draw.gamma(1.0, 1.0, (n, len(GENES), 16, 16)).astype(np.float32)
-    rate = np.repeat(np.repeat(0.2 * signal, 8, 2), 8, 3) * np.reshape(scale, (-1, 1, 1))
-    origin = 128 * np.stack(np.meshgrid(range(3), range(3), indexing="ij"), -1).reshape(-1, 2)
-    arrays = {
-        "images": np.zeros((n, 224, 224, 3), np.uint8),
-        "counts": draw.poisson(rate).astype(np.uint16),
-        "mask": draw.random((n, 128, 128)) > 0.1,
-        "origin": origin.astype(np.int32),
-        "truth": rate.astype(np.float16),
-        "overview": np.zeros((96, 96, 3), np.uint8),
-        "total": np.zeros((96, 96), np.uint32),
-        "row_factor": np.where(np.arange(384) % 2, 1.2, 0.8).astype(np.float32),
-        "col_factor": np.ones(384, np.float32),
-    }
-    store = zarr.open_group(preset.store(patient), mode="w")
-    for name, values in arrays.items():
-        store.create_array(name, data=values)
-    store.attrs.update(
-        genes=GENES, patient=patient, source=source, bin_um=2.0, grid_shape=[384, 384],
-        microns_per_pixel=0.5, registration={},
-    )  # fmt: skip
-    tokens = np.log(np.maximum(signal, 1e-3))
-    turned = [
-        np.ascontiguousarray(dihedral(torch.from_numpy(tokens), element, (2, 3)))
-        for _, element in views(preset.encoder)
-    ]
-    preset.tokens(patient).mkdir(parents=True, exist_ok=True)
-    np.save(preset.tokens(patient) / "tokens.npy", np.stack(turned, 1).astype(np.float16))
-    about = {"encoder": preset.encoder.name, "views": views(preset.encoder)}
-    (preset.tokens(patient) / "about.json").write_text(json.dumps(about))
-
-
-@pytest.fixture
-def preset(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    preset = load_preset("smoke")
-    update = {"epochs": 10, "batch_size": 3, "lr": 0.02}
-    preset = preset.model_copy(
-        update={
-            "training": preset.training.model_copy(update=update),
-            "arms": {name: arm.model_copy(update={"decoder": "linear"})
-                     for name, arm in preset.arms.items()},
-        }
-    )  # fmt: skip
-    for seed, patient in enumerate(preset.patients):
-        write_patient(preset, patient, seed)
-    return preset
+from sparsity_trap.settings import UserError
 
 
 def test_no_patch_of_the_test_patient_reaches_training_selection_normalisation_or_genes(preset):
@@ -168,38 +107,3 @@ def test_run_folder_is_complete_and_scores_agree_with_the_predictions(preset):
     expected = metrics.pcc(store.counts[:], rate, store.mask[:])
     np.testing.assert_allclose(table["pcc_2um"], expected, atol=1e-3)  # stored as float16
     assert not [p for p in folder.parent.iterdir() if p.name.startswith(".")]
-
-
-def test_image_counts_and_mask_are_turned_alike(preset):
-    cpu = torch.device("cpu")
-    data = training.load_training_set(preset, RUN).on(cpu)
-    patches = torch.arange(len(data.counts))
-    chosen = torch.arange(len(patches)) % len(data.views)
-    assert {data.views[v][1] for v in chosen} == set(range(8))
-    (batch,) = training_data.batches(data, patches, chosen, len(patches), cpu)
-    truth = torch.nn.functional.avg_pool2d(batch.counts.float(), 8)
-    plain = torch.nn.functional.avg_pool2d(data.counts.float(), 8)
-
-    def agreement(a, b):
-        return torch.corrcoef(torch.stack([a.float().flatten(), b.flatten()]))[0, 1]
-
-    assert agreement(batch.tokens.exp(), truth) > 0.9  # tokens hold the log rate of their bins
-    assert agreement(batch.tokens.exp(), plain) < 0.5
-    for i, view in enumerate(chosen):
-        element = data.views[view][1]
-        assert dihedral(data.counts[i], element, (1, 2)).equal(batch.counts[i])
-        assert dihedral(data.mask[i], element, (0, 1)).equal(batch.mask[i])
-
-
-@pytest.mark.parametrize("side", range(4))
-def test_validation_block_is_one_strip_at_one_side(side):
-    grid = np.stack(np.meshgrid(range(6), range(6), indexing="ij"), -1).reshape(-1, 2) * 128
-    held_out = training_data.validation_block(grid, 0.16, side)
-    assert held_out.sum() == 6
-    along = grid[held_out][:, 1 - side % 2]
-    assert set(along) == {(5 if side < 2 else 0) * 128}
-
-
-def test_one_row_of_patches_cannot_be_split():
-    with pytest.raises(UserError, match="single row or column"):
-        training_data.validation_block(np.array([[0, 0], [0, 128]]), 0.2, 1)
