@@ -24,12 +24,12 @@ import sparsity_trap as st
 from sparsity_trap import runs
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import open_tokens
-from sparsity_trap.settings import Run
 from sparsity_trap.show import style, tables
 from sparsity_trap.training import training_mean
 
 settings = runs.open_preset(preset, source, cohort)
 definition = settings.arm(arm)
+chosen = runs.of_arm(settings, arm, test_patients, seeds)
 quote = runs.Quotes(settings, f"02_train_{arm}")
 
 # %% tags=["remove-input", "title"]
@@ -41,10 +41,12 @@ Markdown(f"# Arm {arm}: {definition.title}")
 # ## Decoder and loss
 
 # %%
-patient = settings.main_patient
-store = runs.store(settings, settings.training_patients(patient)[0])
-encoded, views = open_tokens(settings, store.patient)
-first = Run(arm=arm, test_patient=patient, seed=0)
+first = chosen[0]
+others = settings.training_patients(first.test_patient)
+for patient in others:
+    runs.tokens(settings, patient)
+store = runs.store(settings, others[0])
+encoded, views = open_tokens(settings, others[0])
 start = definition.bias
 if start == "gene-mean":
     start = st.losses.initial_eta(torch.tensor(training_mean(settings, first)), definition.link)
@@ -110,14 +112,7 @@ Markdown(
 # Each run draws one cached view of every training patch per epoch, and keeps the epoch with the lowest loss on strips of the training sections that are held out.
 
 # %%
-chosen = [
-    this
-    for this in settings.all_runs()
-    if this.arm == arm
-    and (not test_patients or this.test_patient in test_patients.split(","))
-    and (not seeds or str(this.seed) in seeds.split(","))
-]
-results = [runs.load(settings, this) for this in chosen or [first]]
+results = [runs.load(settings, this) for this in chosen]
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss and PCC at 8 µm on the held-out strips of the training patients, one line per run. Dots are the epochs that were kept."}, "image": {"alt": "Training curves of the arm's runs"}}
 figure, (left, right) = style.subplots(1, 2, figsize=(8.2, 2.9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import hashlib
 import os
@@ -10,7 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def building(path: Path) -> Iterator[Path]:
     """Give a temporary sibling to write to; rename it to ``path`` when the block succeeds.
 
     Works for a file or a folder, which the block creates under the name it is given. A failed
-    block leaves ``path`` as it was and the temporary removed. One process at a time makes a result,
-    so whatever lies under way to the same path was left by one that was killed, and is removed.
+    block leaves ``path`` as it was and the temporary removed. One process at a time makes a result
+    (see `alone`), so whatever lies under way to the same path was left by one that was killed, and
+    is removed.
 
     Raises
     ------
@@ -45,26 +47,48 @@ def building(path: Path) -> Iterator[Path]:
     # The process in the name tells whoever looks on what is at work.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in [*path.parent.glob(f".{path.name}.*.partial")]:
-            _remove(left)
-        yield partial
-        if path.is_dir():
-            # A folder cannot replace another in one step: set the old one aside first. Killed
-            # between the two steps, the result is missing and computed again.
-            old = partial.with_suffix(".old.partial")
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, path)
+        with _remedy(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in [*path.parent.glob(f".{path.name}.*.partial")]:
+                _remove(left)
+            yield partial
+            if path.is_dir():
+                # A folder cannot replace another in one step: set the old one aside first. Killed
+                # between the two steps, the result is missing and computed again.
+                old = partial.with_suffix(".old.partial")
+                path.rename(old)
+                partial.rename(path)
+                shutil.rmtree(old)
+            else:
+                os.replace(partial, path)
+    finally:
+        with suppress(OSError):  # what is left is removed by the next to write here
+            _remove(partial)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in a block with this lock.
+
+    The lock is the operating system's: it ends with the process that holds it, however that ended.
+    """
+    with ExitStack() as stack:
+        with _remedy(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock.open("w"))
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _remedy(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if said := unwritable(path, error.errno):
             raise UserError(said) from error
         raise
-    finally:
-        with suppress(OSError):  # what is left is removed by the next to write here
-            _remove(partial)
 
 
 def unwritable(path: Path, code: int | None) -> str | None:

@@ -1,9 +1,9 @@
 """Results of a preset: each computed where it is missing or was made from something else.
 
-The workflow calls these functions in order through the notebooks. A notebook opened on its own calls
-the same ones. Each result has a recipe: the settings that it depends on, a digest of the code that
-made it, and the recipes of what it was made from. A result whose recipe is not the present one is
-computed again, so a notebook is right whoever opens it, and whatever was edited before.
+The workflow calls these functions in order through the notebooks. A notebook opened on its own
+calls the same ones. Each result has a recipe: the settings that it depends on, a digest of the code
+that made it, and the recipes of what it was made from. A result whose recipe is not the present one
+is computed again, so a notebook is right whoever opens it, and whatever was edited before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from sparsity_trap.data.sections import (
 )
 from sparsity_trap.data.spaceranger import read_8um_table
 from sparsity_trap.encoders import cache_tokens
-from sparsity_trap.files import building, code_digest
+from sparsity_trap.files import alone, building, code_digest
+from sparsity_trap.quotes import Quotes
 from sparsity_trap.settings import (
     LOSS_PAIRS,
     MSE_ARM,
@@ -43,12 +44,13 @@ from sparsity_trap.settings import (
     Preset,
     Run,
     UserError,
+    as_json,
 )
 from sparsity_trap.training import train
 
 __all__ = [
     "Quotes", "Result", "contrast", "gains", "kept_table", "load", "load_all", "long_table",
-    "matched", "open_preset", "panel", "pick", "run", "run_table", "section", "store", "tokens",
+    "matched", "of_arm", "open_preset", "panel", "pick", "run", "run_table", "section", "store", "tokens",
 ]  # fmt: skip
 
 #: Folder of the cell-type maps of the source ``tissue-map``, relative to the repository.
@@ -58,8 +60,12 @@ LABELS = ROOT / "data" / "crc_8um_labels"
 #: Code that each kind of result depends on, beside that of what it is made from.
 _CODE = {
     "table": (
-        *("analysis/controls.py", "analysis/ceilings.py"),
-        *("metrics.py", "scores.py", "_loops.py", "bins.py"),
+        "analysis/controls.py",
+        "analysis/ceilings.py",
+        "metrics.py",
+        "scores.py",
+        "_loops.py",
+        "bins.py",
     ),
     "section": ("simulation/*",),
     "store": ("bins.py", "data/*"),
@@ -156,10 +162,13 @@ def run(preset: Preset, this: Run) -> Path:
     preset.arm(this.arm)
     preset.check_patient(this.test_patient)
     folder = preset.run_dir(this)
-    for patient in preset.patients:
-        tokens(preset, patient)
-    recipe = _run_recipe(preset, this)
-    _make(preset, "run", this.name, folder, recipe, lambda: train(preset, this))
+
+    def fit() -> None:
+        for patient in preset.patients:
+            tokens(preset, patient)
+        train(preset, this)
+
+    _make(preset, "run", this.name, folder, _run_recipe(preset, this), fit)
     return folder
 
 
@@ -192,14 +201,24 @@ def kept_table(
 def _make(
     preset: Preset, kind: str, name: str, path: Path, recipe: str, make: Callable[[], object]
 ) -> None:
-    """Compute a result unless it is there and was made by the same recipe."""
+    """Compute a result unless it is there and was made by the same recipe.
+
+    Two notebooks may miss the same result: the second waits for the first, and finds it.
+    """
     note = preset.folder / "recipes" / f"{kind}-{name}"
-    if path.exists() and note.is_file() and note.read_text() == recipe:
+
+    def made() -> bool:
+        return path.exists() and note.is_file() and note.read_text() == recipe
+
+    if made():
         return
-    note.unlink(missing_ok=True)  # a result without a note counts as missing
-    make()
-    with building(note) as partial:
-        partial.write_text(recipe)
+    with alone(note.with_name(f".{note.name}.lock")):
+        if made():
+            return
+        note.unlink(missing_ok=True)  # a result without a note counts as missing
+        make()
+        with building(note) as partial:
+            partial.write_text(recipe)
 
 
 def _recipe(kind: str, *depends_on: object) -> str:
@@ -209,9 +228,7 @@ def _recipe(kind: str, *depends_on: object) -> str:
 
 def _stable(part: object) -> str:
     """The same text for the same settings; titles change no result."""
-    if isinstance(part, BaseModel):
-        part = part.model_dump(mode="json", exclude={"title"})
-    return json.dumps(part, sort_keys=True, default=str)
+    return as_json(part) if isinstance(part, BaseModel) else json.dumps(part, default=str)
 
 
 def _section_recipe(preset: Preset, patient: str) -> str:
@@ -302,6 +319,39 @@ def read(folder: Path, this: Run) -> Result:
     )
 
 
+def of_arm(preset: Preset, arm: str, test_patients: str = "", seeds: str = "") -> list[Run]:
+    """Runs of one arm, in the preset's order.
+
+    Parameters
+    ----------
+    preset, arm
+        Whose runs.
+    test_patients, seeds
+        Separated by commas; empty, those that the preset trains this arm for, or the main patient
+        and seed 0 where it does not train it.
+
+    Raises
+    ------
+    UserError
+        A patient is not in the preset, or a seed is no number.
+    """
+    preset.arm(arm)
+    planned = [this for this in preset.all_runs() if this.arm == arm]
+    if not test_patients and not seeds and planned:
+        return planned
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
+    except ValueError:
+        raise UserError(f"seeds must be whole numbers, such as 0,1, not '{seeds}'") from None
+    patients = test_patients.split(",") if test_patients else [r.test_patient for r in planned]
+    chosen = []
+    for patient in patients or [preset.main_patient]:
+        preset.check_patient(patient)
+        own = numbers or [r.seed for r in planned if r.test_patient == patient] or [0]
+        chosen += [Run(arm=arm, test_patient=patient, seed=seed) for seed in own]
+    return list(dict.fromkeys(chosen))
+
+
 def load_all(preset: Preset) -> list[Result]:
     """Every run of the preset, in its order."""
     return [load(preset, this) for this in preset.all_runs()]
@@ -365,8 +415,7 @@ def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
     -------
     DataFrame with columns ``run``, ``arm``, ``patient``, ``seed``, the settings of the arm
     (``bias`` is "published" for the publication's bias of that link, ``bias_value`` the number
-    itself), and those of the per-gene
-    table.
+    itself), and those of the per-gene table.
     """
     parts = []
     for result in results:
@@ -408,58 +457,3 @@ def gains(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
     wide = table[table["arm"].isin(pair)].pivot(index=keys, columns="arm", values="score")
     wide = wide.reindex(columns=list(pair)).dropna()
     return (wide[pair[1]] - wide[pair[0]]).rename("delta").reset_index()
-
-
-# --- numbers of the prose -------------------------------------------------------------------------
-
-
-class Quotes:
-    """Numbers that the book's prose quotes, written by the notebook that computes them.
-
-    Parameters
-    ----------
-    preset
-        Of the notebook.
-    notebook
-        Name of its page, such as ``04_sparsity``. A new `Quotes` forgets what an earlier execution
-        of the notebook wrote.
-
-    Notes
-    -----
-    ``quote("sparsity", rho=0.2)`` writes the key ``sparsity.rho`` to
-    ``results/<preset>/numbers/04_sparsity.json``; the role ``val`` reads the files of all notebooks.
-    What is not finite becomes null, which the book shows as *undefined*.
-    """
-
-    def __init__(self, preset: Preset, notebook: str):
-        self.path = preset.folder / "numbers" / f"{notebook}.json"
-        self.values: dict[str, float | int | str | None] = {}
-        self._write()
-
-    def __call__(self, prefix: str, **numbers: object) -> None:
-        """Write numbers under a dotted prefix.
-
-        Raises
-        ------
-        ValueError
-            A key was written before, with another value.
-        """
-        for name, number in numbers.items():
-            key, value = f"{prefix}.{name}", plain(number)
-            if self.values.setdefault(key, value) != value:
-                raise ValueError(f"'{key}' is quoted twice, as {self.values[key]} and {value}")
-        self._write()
-
-    def _write(self) -> None:
-        with building(self.path) as partial:
-            partial.write_text(json.dumps(self.values, indent=1))
-
-
-def plain(value: object) -> float | int | str | None:
-    """A value that JSON holds; NaN and infinity become None."""
-    if isinstance(value, (bool, str)) or value is None:
-        return value
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    number = float(value)  # type: ignore[arg-type]
-    return number if np.isfinite(number) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -242,7 +242,8 @@ class Preset(_Strict):
                 a, b = (self.arms[n].model_dump(exclude={"title"}) for n in (mse, poisson))
                 if (a.pop("loss"), b.pop("loss")) != ("mse", "poisson") or a != b:
                     raise ValueError(
-                        f"arms.{mse}: must be arm {poisson} with loss 'mse'; only the loss may differ"
+                        f"arms.{mse}: must be arm {poisson} with loss 'mse'; only the loss may "
+                        "differ"
                     )
         return self
 
@@ -349,35 +350,21 @@ def read_yaml(path: Path) -> dict:
     Raises
     ------
     UserError
-        The file cannot be read, or is not YAML of a mapping.
+        The file cannot be read, is not YAML of a mapping, or gives a key twice.
     """
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid YAML ({error}): mend it") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping: write lines of the form 'key: value'")
-    return content
-
-
-def parse_yaml(text: str) -> Any:
-    """Plain values from YAML text.
-
-    Raises
-    ------
-    ValueError
-        The text is not YAML, or gives a key twice. The message is one line.
-    """
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     # PyYAML's own conversions raise ValueErrors on dates and numbers that cannot be.
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        said = getattr(error, "problem", None) or error
-        raise ValueError(" ".join(f"{said}{where}".split())) from None
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path} is not valid YAML ({said}{where}): mend it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a mapping: write lines of the form 'key: value'")
+    return content
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,8 +2,8 @@
 
 python workflow/alone.py .snakemake/running snakemake ...
 
-Snakemake's own lock outlives a killed process and must then be removed by hand. The lock used here is
-the operating system's: it ends with the process that holds it, however that ended.
+Snakemake's own lock outlives a killed process and must then be removed by hand. The lock used here
+is the operating system's: it ends with the process that holds it, however that ended.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Build the book with warnings as errors, showing its progress; if it fails, the cause or the log."""
+"""Build the book with warnings as errors, showing its progress; if it fails, say why."""
 
 import re
 import shutil

@@ -2,14 +2,16 @@
 
     python workflow/execute_notebook.py notebooks/02_train.py out.ipynb preset=smoke arm=E
 
-The output appears only when the whole notebook ran. A problem the user can mend ends in one sentence.
-Of several GPUs, each notebook takes one that no other notebook has.
+The output appears only when the whole notebook ran. A problem the user can mend ends in one
+sentence. Of several GPUs, each notebook takes one that no other notebook has.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import fcntl
+import math
 import os
 import shutil
 import subprocess
@@ -30,11 +32,14 @@ from traitlets.config import Config
 
 from sparsity_trap.files import building, commit, hardware
 from sparsity_trap.progress import display_options
-from sparsity_trap.settings import UserError, parse_yaml
+from sparsity_trap.settings import UserError
 
 
 def parse(pairs: list[str], allowed: dict) -> dict:
-    """Read ``name=value`` pairs; refuse names the notebook does not declare."""
+    """Read ``name=value`` pairs; refuse names the notebook does not declare.
+
+    A value has the type of the notebook's default. Text is taken as it is, whatever is in it.
+    """
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -42,17 +47,16 @@ def parse(pairs: list[str], allowed: dict) -> dict:
             raise UserError(f"parameter '{pair}' has no value: write {pair}=VALUE")
         if name not in allowed:
             raise UserError(f"parameter '{name}' does not exist: choose from {', '.join(allowed)}")
+        default = ast.literal_eval(allowed[name]["default"])
         try:
-            values[name] = parse_yaml(value) if value else ""
+            values[name] = type(default)(value)
+            if isinstance(default, float) and not math.isfinite(values[name]):
+                raise ValueError
         except ValueError:
             raise UserError(
-                f"parameter '{name}' has the malformed value {value[:80]!r}: put quotes around text"
+                f"parameter '{name}' must be a number like its default {default}, "
+                f"not '{value[:80]}'"
             ) from None
-        if type(values[name]) is not type(parse_yaml(allowed[name]["default"])):
-            raise UserError(
-                f"parameter '{name}' must be like its default {allowed[name]['default']}, "
-                f"not {value!r}"
-            )
     return values
 
 
@@ -65,7 +69,7 @@ def cards() -> list[str]:
     done = subprocess.run(
         ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
     )
-    return [str(i) for i in range(len(done.stdout.splitlines()))]
+    return [str(i) for i in range(done.stdout.count("GPU "))]
 
 
 @contextmanager
@@ -120,6 +124,8 @@ def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -
         except UserError as error:
             raise UserError(f"{script}: {error}") from None
         executed = Path(folder) / "executed.ipynb"
+        # Kernel and client share a machine, so no port is opened; paths of sockets have a limit.
+        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if len(folder) < 80 else {}
         try:
             papermill.execute_notebook(
                 str(source),
@@ -128,9 +134,8 @@ def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -
                 kernel_name="python3",
                 progress_bar={"desc": "cells", **display_options()},
                 cwd=str(script.resolve().parent),
-                # Kernel and client share a machine: no open port, and no log of the kernel's own.
                 extra_arguments=["--log-level=50"],
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}}),
+                config=Config({"KernelManager": sockets}),
             )
         except DeadKernelError:
             raise UserError(
@@ -155,6 +160,13 @@ def main() -> int:
         execute(arguments.script, arguments.output, arguments.parameters)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # results have sentences of their own: what is left is temporary
+        print(
+            f"error: temporary files cannot be written ({error}): free some space there, or set "
+            "TMPDIR to another folder",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -1,4 +1,7 @@
-"""Simulate one patient's Space Ranger folder: python workflow/make_section.py P5 preset=laptop source= cohort="""
+"""Simulate one patient's Space Ranger folder:
+
+python workflow/make_section.py P5 preset=laptop source= cohort=
+"""
 
 import sys
 

@@ -56,7 +56,7 @@ def _refuse_objects(cell: nbformat.NotebookNode, name: str) -> None:
     for output in cell.get("outputs", []):
         shown = [kind for kind, content in output.get("data", {}).items() if content]
         text = output.get("data", {}).get("text/plain", "")
-        if shown == ["text/plain"] and re.match(r"<[\w.]+.* (object|at 0x\w+)", text):
+        if shown == ["text/plain"] and re.search(r"<[A-Za-z_][^<>]* (object|at 0x)", text):
             raise UserError(
                 f"page {name}: the cell '{cell.source[:60]}' shows {text}: end it with something "
                 "that the page can show"

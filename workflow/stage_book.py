@@ -1,6 +1,6 @@
 """Put what the book reads into book/executed:
 
-python workflow/stage_book.py preset=laptop source= cohort= -- results/laptop/notebooks/03_results.ipynb ...
+python workflow/stage_book.py preset=laptop source= cohort= -- results/laptop/notebooks/*.ipynb
 """
 
 import hashlib
@@ -43,7 +43,8 @@ def quoted(preset: Preset) -> dict[str, object]:
         for key, value in values.items():
             if numbers.setdefault(key, value) != value:
                 raise UserError(
-                    f"'{key}' is {numbers[key]} in {origin[key]} and {value} in {name}: quote it once"
+                    f"'{key}' is {numbers[key]} in {origin[key]} and {value} in {name}: "
+                    "quote it once"
                 )
             origin.setdefault(key, name)
     for patient in preset.patients:
@@ -119,6 +120,7 @@ def main() -> None:
         (folder / "run.json").write_text(json.dumps(run, indent=1))
         shutil.copytree(preset.folder / "viewer", folder / "viewer")
         store = runs.store(preset, preset.main_patient)
+        runs.tokens(preset, preset.main_patient)
         channels = open_tokens(preset, preset.main_patient)[0].shape[2]
         tables = {
             "arms.md": book_tables.arms(preset),

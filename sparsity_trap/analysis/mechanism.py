@@ -100,6 +100,7 @@ def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.Data
     store = runs.store(preset, patient)
     chosen = np.unique(np.linspace(0, len(store) - 1, patches).astype(int))
     counts, mask = (torch.from_numpy(a.oindex[chosen]) for a in (store.counts, store.mask))
+    runs.tokens(preset, patient)
     tokens = torch.from_numpy(open_tokens(preset, patient)[0][chosen, 0])
     objective = losses.Objective(arm.loss, arm.link, 1, arm.resolutions_um, arm.masked)
     moments = {

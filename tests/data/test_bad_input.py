@@ -185,8 +185,9 @@ def test_any_damage_to_a_preset(preset_file, content):
 
 DECLARED = {"preset": {"default": '"smoke"'}, "seed": {"default": "0"}, "ratio": {"default": "0.0"}}
 PARAMETERS = [
-    "", "=", "seed", "seed=", "seed=1.5", "seed=yes", "seed=[1]", "seed={", "preset=3", "preset=~",
-    "seeds=1", "ratio=a", "ratio=!!python/name:os.system", "preset=*x",
+    "", "=", "seed", "seed=", "seed=1.5", "seed=yes", "seed=[1]", "seed=2024-13-45", "seed={",
+    "seeds=1", "ratio=a", "ratio=", "ratio=nan", "ratio=!!python/name:os.system",
+    "seed=" + "9" * 9999,
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Whatever fails says so with its exit code: scripts of the workflow, programs of the module, make."""
+"""Whatever fails says so with its exit code: scripts, programs of the module, make."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ CHOICE = ("preset=huge", "source=", "cohort=")
 #: Scripts of the workflow, given a preset that does not exist.
 SCRIPTS = {
     "make_section": ("P5", *CHOICE),
-    "choose_panel": CHOICE,
-    "train_run": ("arm=E", "test_patient=P5", "seed=0", *CHOICE),
-    "write_results": ("results/huge", *CHOICE),
+    "stage_book": (*CHOICE, "--"),
 }
 
 

@@ -11,15 +11,15 @@ import pytest
 from conftest import ROOT
 from IPython.core.formatters import DisplayFormatter
 
-from sparsity_trap.settings import load_preset
+from sparsity_trap.settings import UserError, load_preset
 from sparsity_trap.show import style
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import pages  # noqa: E402
 
 NUMBERS = {
-    "run.commit": "0123456789",
-    "run.hardware": "a machine",
+    "run.commit": "of training",
+    "run.hardware": "the machine of training",
     "training.seconds.total": 1234.5,
     **{f"cohort.sha256.{patient}": f"{patient}{'0' * 62}" for patient in ("P1", "P2", "P5")},
 }
@@ -50,11 +50,12 @@ def notebook() -> nbformat.NotebookNode:
             "preset": "smoke",
             "source": "",
             "arm": "E",
-            "test_patient": "P5",
-            "seed": 0,
+            "test_patients": "",
+            "seeds": "0,1",
         },
     }
-    return v4.new_notebook(cells=cells, metadata={"papermill": papermill})
+    own = {"commit": "0123456789", "hardware": "a machine"}
+    return v4.new_notebook(cells=cells, metadata={"papermill": papermill, "sparsity_trap": own})
 
 
 def test_page_says_how_it_was_made(notebook, tmp_path):
@@ -64,10 +65,11 @@ def test_page_says_how_it_was_made(notebook, tmp_path):
     made = page.cells[-1].source
     for said in (
         "Simulated sections", "P5 `P50000000000`", "</notebooks/02_train.py>", "`0123456789`",
-        "preset=smoke arm=E test_patient=P5 seed=0", "12 s for this page", "1,234 s", "a machine",
+        "preset=smoke arm=E seeds=0,1", "12 s for this page", "1,234 s", "a machine",
         "<tables/figures/02_train_E-gain.csv>",
     ):  # fmt: skip
         assert said in made
+    assert "of training`" not in made and "machine of training" not in made
 
 
 def test_numbers_behind_a_figure_are_a_file(notebook, tmp_path):
@@ -78,3 +80,29 @@ def test_numbers_behind_a_figure_are_a_file(notebook, tmp_path):
         pd.DataFrame({"gene": ["A", "B"], "gain": [0.1, 0.333333]}),
     )
     assert set(page.cells[2].outputs[0].data) == {"text/plain", "image/png"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text/plain": "<IPython.core.display.Markdown object>", "text/markdown": ""},
+        {"text/plain": "<Figure object at 0x7f00>"},
+        {"text/plain": "[<matplotlib.lines.Line2D at 0x7f00>]"},
+    ],
+)
+def test_no_page_shows_the_repr_of_an_object(notebook, tmp_path, data):
+    output = nbformat.v4.new_output("execute_result", data)
+    notebook.cells.append(nbformat.v4.new_code_cell("Markdown(text)", outputs=[output]))
+    with pytest.raises(UserError, match=r"page 02_train_E: the cell 'Markdown\(text\)' shows"):
+        pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)
+
+
+def test_text_and_what_has_another_form_are_shown(notebook, tmp_path):
+    v4 = nbformat.v4
+    shown = [
+        {"text/plain": "<0.001"},
+        {"text/plain": "<IPython.core.display.Markdown object>", "text/markdown": "# Arm"},
+    ]
+    outputs = [v4.new_output("execute_result", data) for data in shown]
+    notebook.cells += [v4.new_code_cell("x", outputs=[output]) for output in outputs]
+    pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)

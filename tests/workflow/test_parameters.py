@@ -10,25 +10,35 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "workflow"))
 import execute_notebook  # noqa: E402 - lies beside the Snakefile
 
-pytestmark = pytest.mark.slow
+
+def test_values_have_the_type_of_the_default():
+    declared = {"text": {"default": '""'}, "seed": {"default": "0"}, "width": {"default": "0.0"}}
+    texts = ["0,1", "3", "a: [", "=", ""]
+    for text in texts:
+        assert execute_notebook.parse([f"text={text}"], declared) == {"text": text}
+    assert execute_notebook.parse(["seed=-3", "width=2"], declared) == {"seed": -3, "width": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("parameters", "sentence"),
+    ("script", "parameters", "sentence"),
     [
-        (["preset=smoke", "arms=E"], "parameter 'arms' does not exist: choose from preset, source"),
-        (["preset"], "parameter 'preset' has no value"),
-        (["preset=smoke", "arm=Q"], "arm 'Q' does not exist in preset 'smoke': choose one of D, E"),
-        (["preset=smoke", "test_patient=P9"], "patient 'P9' is not in preset 'smoke'"),
-        (["preset=smoke", "seed=abc"], "parameter 'seed' must be like its default 0"),
-        (["preset=["], "parameter 'preset' has the malformed value '['"),
-        (["preset=huge"], "preset 'huge' does not exist"),
+        ("02_train", ["preset=smoke", "arms=E"], "parameter 'arms' does not exist: choose from"),
+        ("02_train", ["preset"], "parameter 'preset' has no value"),
+        ("02_train", ["preset=huge"], "preset 'huge' does not exist"),
+        ("02_train", ["preset=["], "preset '[' does not exist"),
+        ("02_train", ["arm=Q"], "arm 'Q' does not exist in preset 'smoke': choose one of D, E"),
+        ("02_train", ["test_patients=P5,P9"], "patient 'P9' is not in preset 'smoke'"),
+        ("02_train", ["seeds=a"], "seeds must be whole numbers, such as 0,1"),
+        ("09_predict", ["seed=abc"], "parameter 'seed' must be a number like its default 0"),
     ],
 )
-def test_notebook_parameters_are_checked(monkeypatch, capsys, tmp_path, parameters, sentence):
+def test_notebook_parameters_are_checked(
+    monkeypatch, capsys, tmp_path, script, parameters, sentence
+):
     """In this process: each would take seconds to import papermill."""
     output = tmp_path / "out.ipynb"
-    command = ["execute_notebook.py", "notebooks/02_train.py", str(output), *parameters]
+    command = ["execute_notebook.py", f"notebooks/{script}.py", str(output), *parameters]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", command)
     assert execute_notebook.main() == 1
