@@ -125,7 +125,8 @@ def code_digest(*patterns: str) -> str:
     """SHA-256 of the module's files that match the patterns, such as ``data/*.py``."""
     module = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in patterns for path in module.glob(pattern)}):
+    found = {path for pattern in patterns for path in module.glob(pattern) if path.is_file()}
+    for path in sorted(found):  # without folders: Python keeps its bytecode in one
         digest.update(path.relative_to(module).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -50,7 +50,8 @@ from sparsity_trap.training import train
 
 __all__ = [
     "Quotes", "Result", "contrast", "gains", "kept_table", "load", "load_all", "long_table",
-    "matched", "of_arm", "open_preset", "panel", "pick", "run", "run_table", "section", "store", "tokens",
+    "matched", "of_arm", "open_preset", "panel", "pick", "run", "run_table", "section", "store",
+    "tokens",
 ]  # fmt: skip
 
 #: Folder of the cell-type maps of the source ``tissue-map``, relative to the repository.

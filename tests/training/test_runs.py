@@ -96,6 +96,20 @@ def test_a_result_of_other_code_is_made_again(edited, computed, monkeypatch):
     assert computed == {"store": 2}
 
 
+def test_digest_of_code_is_that_of_files(tmp_path, monkeypatch):
+    """Whether or not Python has put its bytecode beside them."""
+    (tmp_path / "data").mkdir()
+    code = tmp_path / "data" / "patches.py"
+    code.write_text("SIZE = 128")
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
+    digest = files.code_digest.__wrapped__
+    before = digest("data/*")
+    (tmp_path / "data" / "__pycache__").mkdir()
+    assert digest("data/*") == before
+    code.write_text("SIZE = 64")
+    assert digest("data/*") != before
+
+
 def test_real_sections_depend_on_their_files_and_not_on_the_simulation(
     edited, tmp_path, monkeypatch
 ):
