@@ -15,8 +15,12 @@ PATIENTS ?=
 PORT ?= 8000
 # More options of JupyterLab, such as LAB=--no-browser.
 LAB ?=
+comma := ,
+# The GPUs that CUDA_VISIBLE_DEVICES names, or all of this machine.
+CARDS = $(if $(CUDA_VISIBLE_DEVICES),$(subst $(comma), ,$(CUDA_VISIBLE_DEVICES)),$(shell \
+	command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus | sed -n 's/^GPU \([0-9]*\).*/\1/p'))
 # Steps on a GPU at a time: one on each card, as many as cores without a GPU, as many as are free on a cluster.
-GPUS ?= $(if $(PROFILE),1000,$(if $(shell command -v nvidia-smi),$(shell nvidia-smi --list-gpus | wc -l),$(CORES)))
+GPUS ?= $(if $(PROFILE),1000,$(or $(filter-out 0,$(words $(CARDS))),$(CORES)))
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -235,12 +235,9 @@ def _stable(part: object) -> str:
 def _section_recipe(preset: Preset, patient: str) -> str:
     if preset.source != "spaceranger":
         return _recipe("section", preset.source, preset.simulation, patient)
-    files = real_section(preset, patient)
-    square = files.outs / "binned_outputs" / "square_002um"
-    read = [*square.glob("*.h5"), *square.glob("spatial/*"), *files.outs.glob("tissue_image.*")]
-    read += [file for file in (files.image, files.mask) if file is not None]
     # Content is not read: a section is tens of gigabytes.
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(read)]
+    files = real_section(preset, patient).files()
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return _recipe("section", preset.source, stats)
 
 

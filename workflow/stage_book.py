@@ -25,8 +25,10 @@ from sparsity_trap.settings import ROOT, Preset, UserError
 from sparsity_trap.show import explorer
 
 
-def quoted(preset: Preset) -> dict[str, object]:
-    """Every number that prose may quote: those of the notebooks, and the settings.
+def quoted(preset: Preset, names: list[str]) -> dict[str, object]:
+    """Every number that prose may quote: those of the pages' notebooks, and the settings.
+
+    What else lies beside them was written for arms that the preset no longer trains.
 
     Raises
     ------
@@ -36,8 +38,9 @@ def quoted(preset: Preset) -> dict[str, object]:
     numbers: dict[str, object] = {}
     origin: dict[str, str] = {}
     sources = {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((preset.folder / "numbers").glob("*.json"))
+        name: json.loads(path.read_text())
+        for name in names
+        if (path := preset.folder / "numbers" / f"{name}.json").is_file()
     }
     for name, values in {**sources, "the preset": of_preset(preset)}.items():
         for key, value in values.items():
@@ -98,7 +101,8 @@ def main() -> None:
     split = sys.argv.index("--")
     arguments = dict(pair.split("=", 1) for pair in sys.argv[1:split])
     preset = open_preset(**arguments)
-    numbers = quoted(preset)
+    notebooks = [Path(name) for name in sys.argv[split + 1 :]]
+    numbers = quoted(preset, [path.stem for path in notebooks])
     run = {
         "source": preset.source,
         "preset": preset.name,
@@ -110,7 +114,6 @@ def main() -> None:
     }
     with building(ROOT / "book" / "executed") as folder:
         folder.mkdir()
-        notebooks = [Path(name) for name in sys.argv[split + 1 :]]
         shutil.copytree(preset.folder / "tables", folder / "tables")
         for path in notebooks:
             notebook = nbformat.read(path, as_version=4)

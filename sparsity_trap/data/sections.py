@@ -20,6 +20,7 @@ from sparsity_trap.data.geometry import coarse_fit
 from sparsity_trap.data.image import open_image, read_mask
 from sparsity_trap.data.matrix import check_counts, open_matrix
 from sparsity_trap.data.spaceranger import (
+    IMAGE_NAMES,
     MATRIX,
     POSITIONS,
     SCALES,
@@ -69,6 +70,11 @@ class Section(BaseModel):
     def open(self) -> Slide:
         """Open the section for reading; see :func:`sparsity_trap.data.spaceranger.open_slide`."""
         return open_slide(self.outs, self.image)
+
+    def files(self) -> list[Path]:
+        """What is read of the section, of what is there; the reader names what is missing."""
+        own = [self.outs / name for name in (MATRIX, POSITIONS, SCALES, *IMAGE_NAMES)]
+        return [file for file in (*own, self.image, self.mask) if file and file.is_file()]
 
 
 class Cohort(BaseModel):
