@@ -81,7 +81,7 @@ figures.patch_gallery(store, in_panel(["MT-CO3", "CEACAM5", "COL1A1", "IGKC"], s
 # ## Stripes
 #
 # Capture efficiency alternates between neighbouring rows and columns of bins. No image can tell, so a model cannot predict it; at 8 µm most of it averages out. The factors are estimated from the
-# counts of all genes against the lines around. The preset key `training.stripe_offset` gives them to the loss as a known exposure; counts are never edited.
+# counts of all genes against the lines around. Counts are never edited.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Counts of single rows and columns of bins relative to the lines around them."}, "image": {"alt": "Row and column means with period two"}}
 figures.stripes(store)

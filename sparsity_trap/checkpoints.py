@@ -13,15 +13,18 @@ from torch import Tensor
 
 
 def on_host(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU: those of the device change with the next step."""
     return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Moments and counts of steps, as ``number of the parameter.name``."""
     state = optimiser.state_dict()["state"]
     return on_host({f"{i}.{k}": v for i, values in state.items() for k, v in values.items()})
 
 
 def restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser what `optimiser_state` took from one."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".")
@@ -33,6 +36,10 @@ def restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> Non
 def save(
     path: Path, key: str, history: list[dict[str, float]], state: dict[str, dict[str, Tensor]]
 ) -> None:
+    """Write the history, and states by their part's name; the file appears when it is complete.
+
+    ``key`` tells `load` which run it is of.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{part}/{name}": v for part, values in state.items() for name, v in values.items()}
     # A name of its own for every attempt would leave a file behind whenever a run is killed here.
@@ -54,5 +61,6 @@ def load(path: Path, key: str) -> tuple[list[dict[str, float]], dict[str, Tensor
 
 
 def part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """State of one part of a checkpoint; empty where it has none."""
     prefix = part + "/"
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -22,7 +22,7 @@ from small_runs import (  # noqa: F401 - a fixture
     start,
 )
 
-from sparsity_trap import checkpoints, trainer, training
+from sparsity_trap import checkpoints, devices, trainer, training
 from sparsity_trap import settings as config
 from sparsity_trap.settings import Run
 
@@ -63,6 +63,19 @@ def test_interrupted_training_goes_on_to_the_same_result(preset, arm, monkeypatc
     monkeypatch.setattr(trainer.Trainer, "epoch", None)
     again = training.fit(*arguments, checkpoint=file)
     assert history(again) == history(whole) and same_state(again.model, whole.model)
+
+
+@pytest.mark.slow
+def test_interrupted_training_goes_on_under_fabric_too(preset, monkeypatch, tmp_path):
+    """As on every GPU; here in mixed precision."""
+    preset = changed(preset, {"X": E}, epochs=4, precision="bfloat16")
+    fabric = devices.launch("bfloat16")
+    arguments = (training.load_training_set(preset, RUN), preset.arm("X"), preset, 3, fabric)
+    whole = training.fit(*arguments)
+    interrupted(monkeypatch, 2, *arguments, checkpoint=tmp_path / "run")
+    resumed = training.fit(*arguments, checkpoint=tmp_path / "run")
+    assert history(resumed) == history(whole)
+    assert same_state(resumed.model, whole.model)
 
 
 def test_early_stopping_is_remembered(preset, monkeypatch, tmp_path):

@@ -211,10 +211,10 @@ def small(preset: config.Preset, **changes: object) -> config.Preset:
 
 def cohort(folder: Path, number: int) -> dict[str, float]:
     """Check the first sections of a cohort, cut and encode them, train on all but one."""
-    from sparsity_trap import training
+    from sparsity_trap import training_data
     from sparsity_trap.data.sections import check_section, load_cohort, with_cohort
 
-    training.CPU_BYTES = 2**20  # so that these sections are many
+    training_data.CPU_BYTES = 2**20  # so that these sections are many
     config.ROOT = folder / f"of{number}"
     config.ROOT.mkdir()
     lines = [f"  S{i}: {{outs: ../sections/S{i}}}\n" for i in range(number)]
@@ -240,8 +240,9 @@ def test_memory_does_not_grow_with_the_cohort(tmp_path):
     # Fewer than ten would not fill what is read ahead.
     few, many = (child("cohort", tmp_path, number) for number in (10, 30))
     counts = 20 * 4 * len(PANEL) * 128**2 / 2**20  # of the other sections, a byte each: 62 MB
+    # Tokens that were read are mapped, and counted, though they are the page cache's: 8 MB.
     for step in ("encoded", "trained"):
-        assert many[step] < few[step] + counts / 6
+        assert many[step] < few[step] + counts / 4
 
 
 def panel(folder: Path, number: int) -> dict[str, float]:
