@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Predictions for other tools
 #
-# The predictions of one run as AnnData, at 8 µm for all genes and at 2 µm for those shown below. The section is the run's test patient, or with `image` any H&E image whose µm per pixel are known; that needs no counts. scanpy and squidpy read both files.
+# The predictions of one run as AnnData, at 8 µm for all genes and at 2 µm for those shown below. The section is the run's test patient, or with `image` any H&E image whose µm per pixel are known; that needs no counts. scanpy and squidpy read both files; the table at 8 µm is written as SpatialData too.
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -22,26 +22,33 @@ image = ""
 microns_per_pixel = 0.0
 output = ""
 
-# %% tags=["remove-cell"]
+# %%
 from pathlib import Path
 
+import geopandas
 import numpy as np
+import pandas as pd
+import shapely
+import squidpy as sq
 from IPython.display import Markdown
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Scale
 
 from sparsity_trap import runs
 from sparsity_trap.data.genes import in_panel
-from sparsity_trap.data.sections import open_preset
+from sparsity_trap.files import building
 from sparsity_trap.predict import predict_image, predict_section, write
 from sparsity_trap.settings import ROOT, Run
 from sparsity_trap.show import style
 
-settings = open_preset(preset, source, cohort)
+# %%
+settings = runs.open_preset(preset, source, cohort)
 run = Run(arm=arm, test_patient=test_patient, seed=seed)
-
-# %% tags=["hide-input"]
 folder = runs.run(settings, run)
 
 
+# %%
 def predicted(**options):
     if image:
         return predict_image(folder, ROOT / image, microns_per_pixel, **options)
@@ -52,8 +59,12 @@ def predicted(**options):
 section = predicted()
 shown = in_panel(["PIGR", "CEACAM5", "COL1A1"], section.var_names)
 small = predicted(bin_um=2, genes=shown)
+print(section)
 
-# %% tags=["hide-input"]
+# %% [markdown]
+# `X` holds the expected UMI count per bin, `layers["counts"]` what was measured in the same bins, `obsm["spatial"]` pixels of the full-resolution image, and `uns["sparsity_trap"]` where the table comes from.
+
+# %%
 (library,) = section.uns["spatial"]
 target = ROOT / output if output else settings.folder / "predictions"
 written = [
@@ -61,8 +72,54 @@ written = [
     for table, size in ((section, "008um"), (small, "002um"))
 ]
 
+# %% [markdown]
+# Drawn by squidpy, from the table alone:
+
+# %% mystnb={"figure": {"caption": "H&E and predicted counts per 8 µm bin, drawn by squidpy from the table alone: positions in pixels of the full-resolution image, times the scale of the small one."}, "image": {"alt": "H&E of the section and predicted counts of three genes"}}
+figure, axes = style.subplots(1, len(shown) + 1, figsize=(9.4, 2.6), tissue=True)
+options = {"shape": "square", "size": 1.1, "frameon": False, "colorbar": False, "fig": figure}
+sq.pl.spatial_scatter(section, ax=axes[0], title="H&E", **options)  # no colour: the image
+for axis, gene in zip(axes[1:], shown, strict=True):
+    low, high = np.percentile(section[:, gene].X, [2, 99.5])
+    sq.pl.spatial_scatter(
+        section, color=gene, cmap="magma", vmin=low, vmax=high, ax=axis, **options
+    )
+    axis.set_title(gene, style="italic")
+    figure.colorbar(axis.collections[0], ax=axis, shrink=0.8)
+style.mark(figure, settings.source)
+
+# %% [markdown]
+# The same bins as SpatialData: the table, a square per bin, and the H&E. Its system `global` is that of full-resolution pixels, counted from the image's corner and so half a pixel more than in `obsm`. Squares are drawn parallel to the image; in real sections bins lie turned by a degree or two.
+
+# %%
+spatial_path = target / f"{run.name}_{library}_008um.zarr"
+
+# %%
+picture = section.uns["spatial"][library]
+factors = picture["scalefactors"]
+centre, half = section.obsm["spatial"] + 0.5, factors["spot_diameter_fullres"] / 2
+squares = shapely.box(*(centre - half).T, *(centre + half).T)
+zoom = 1 / factors["tissue_hires_scalef"]
+hires = Image2DModel.parse(
+    picture["images"]["hires"], dims=("y", "x", "c"), c_coords=["r", "g", "b"],
+    transformations={"global": Scale([zoom, zoom], axes=("y", "x"))},
+)  # fmt: skip
+table = section.copy()
+del table.uns["spatial"]  # the image is an element of its own
+table.obs["region"], table.obs["bin"] = pd.Categorical(["bins"] * table.n_obs), table.obs_names
+bins = geopandas.GeoDataFrame(geometry=squares, index=section.obs_names)
+spatial = SpatialData(
+    images={"hires": hires},
+    shapes={"bins": ShapesModel.parse(bins)},
+    tables={"predictions": TableModel.parse(table, "bins", "region", "bin")},
+)
+print(spatial)
+with building(spatial_path) as partial:  # the folder appears only when complete
+    spatial.write(partial)
+
 # %% tags=["remove-input"]
 origin = section.uns["sparsity_trap"]
+files = ", ".join(f"`{Path(path).name}`" for path in [*written, spatial_path])
 Markdown(
     f"""
 | | |
@@ -71,28 +128,6 @@ Markdown(
 | section | {library}{" (no counts)" if image else ""} |
 | 8 µm | {section.n_obs:,} bins × {section.n_vars} genes |
 | 2 µm | {small.n_obs:,} bins × {small.n_vars} genes |
-| files | {", ".join(f"`{Path(path).name}`" for path in written)} |
+| files | {files} |
 """
 )
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "H&E and predicted counts per 8 µm bin, drawn from the table alone: positions in pixels of the full-resolution image, times the scale of the small one."}, "image": {"alt": "H&E of the section and predicted counts of three genes"}}
-picture = section.uns["spatial"][library]
-factors = picture["scalefactors"]
-x, y = section.obsm["spatial"].T * factors["tissue_hires_scalef"]
-width = factors["spot_diameter_fullres"] * factors["tissue_hires_scalef"]
-figure = style.Exhibit(figsize=(9.4, 2.6))
-axes = figure.subplots(1, len(shown) + 1)
-for axis, gene in zip(axes, ["H&E", *shown], strict=True):
-    axis.imshow(picture["images"]["hires"])
-    axis.set_axis_off()
-    axis.set_title(gene, style="italic" if gene in shown else "normal")
-for axis, gene in zip(axes[1:], shown, strict=True):
-    rate = np.asarray(section[:, gene].X).ravel()
-    low, top = np.percentile(rate, [2, 99.5])
-    dots = axis.scatter(x, y, c=rate, vmin=low, vmax=top, marker="s", cmap="magma", linewidths=0)
-    figure.colorbar(dots, ax=axis, shrink=0.8)
-figure.draw_without_rendering()  # the size of a bin in points is known only now
-for axis in axes[1:]:
-    left, right = axis.transData.transform([(0, 0), (width, 0)])[:, 0]
-    axis.collections[0].set_sizes([(1.1 * (right - left) * 72 / figure.dpi) ** 2])
-style.mark(figure, settings.source)

@@ -1,7 +1,8 @@
-"""Full-resolution H&E images, read by region, and masks drawn on them."""
+"""H&E images: read by region, made small, and where on them there is tissue."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,10 @@ import numpy as np
 import zarr
 
 from sparsity_trap.settings import UserError
+
+_HIRES, _LOWRES = 2000, 600  # longest side of small images, pixels, as in Space Ranger
+# Optical density of the thinnest tissue, over that of glass. Eosin in loose stroma reaches 0.1.
+_TISSUE_DENSITY = 0.05
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
@@ -131,6 +136,74 @@ def read_mask(path: Path | str, image_shape: tuple[int, ...]) -> np.ndarray:
             f"{image_shape[0]} x {image_shape[1]}: draw it on the whole image, at any scale"
         )
     return values > values.max() / 2
+
+
+def small_images(
+    image: zarr.Array | np.ndarray,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Shrink an opened image, read strip by strip.
+
+    Returns
+    -------
+    images
+        ``hires`` and ``lowres``, uint8 ``[h, w, 3]`` of at most 2000 and 600 pixels a side.
+    scales
+        ``tissue_hires_scalef`` and ``tissue_lowres_scalef``: their pixels per pixel of the image.
+    """
+    height, width = image.shape[:2]
+    step = -(-max(height, width) // _HIRES)
+    # Whole blocks of pixels, of which one row of the small image at least.
+    bottom, right = (max(n // step, 1) * step for n in (height, width))
+    rows = step * max(1, 512 // step)
+    strips = [
+        _shrink(read_region(image, top, min(top + rows, bottom), 0, right), step)
+        for top in range(0, bottom, rows)
+    ]
+    hires = np.concatenate(strips)
+    again = -(-max(hires.shape) // _LOWRES)
+    scales = {"tissue_hires_scalef": 1 / step, "tissue_lowres_scalef": 1 / (step * again)}
+    return {"hires": hires, "lowres": _shrink(hires, again)}, scales
+
+
+def _shrink(image: np.ndarray, step: int) -> np.ndarray:
+    """Means over squares of pixels; what is left over at the ends is cut off."""
+    from skimage.transform import downscale_local_mean
+
+    rows, cols = (max(n // step, 1) * step for n in image.shape[:2])
+    return np.rint(downscale_local_mean(image[:rows, :cols], (step, step, 1))).astype(np.uint8)
+
+
+def tissue_mask(image: np.ndarray, microns_per_pixel: float) -> np.ndarray:
+    """Tissue in a small H&E image, by optical density.
+
+    Optical density is -log10 of the grey value over that of glass (the image's 99th percentile, at
+    least 200), smoothed by 8 µm; above 0.05 is tissue. Pieces under 100 × 100 µm are dropped, and
+    enclosed holes under 200 × 200 µm, lumens and vessels, filled. Ink and folds count as tissue:
+    give a mask where that matters.
+
+    Parameters
+    ----------
+    image
+        uint8 ``[h, w, 3]``.
+    microns_per_pixel
+        Of this image.
+
+    Returns
+    -------
+    bool ``[h, w]``.
+    """
+    from scipy import ndimage
+    from skimage.morphology import remove_small_objects
+
+    grey = image.astype(np.float32).mean(2)
+    glass = max(200.0, float(np.percentile(grey, 99)))
+    density = -np.log10((grey + 1) / (glass + 1))
+    tissue = ndimage.gaussian_filter(density, 8 / microns_per_pixel) > _TISSUE_DENSITY
+    piece, hole = (math.ceil((um / microns_per_pixel) ** 2) - 1 for um in (100, 200))
+    tissue = remove_small_objects(tissue, max_size=piece)
+    # Not `remove_small_holes`: it would fill glass that the image's border cuts off.
+    filled = ndimage.binary_fill_holes(tissue)
+    return filled & ~remove_small_objects(filled & ~tissue, max_size=hole)
 
 
 class _ChannelsLast:

@@ -145,7 +145,12 @@ def write_store(
     grid = Positions(*map(orientation.apply, positions))
     section = coarse_fit(grid.y, grid.x)
     shape = grid.in_tissue.shape
-    origin = _choose_patches(grid.in_tissue, settings.min_tissue, slide)
+    origin = choose_patches(grid.in_tissue, settings.min_tissue)
+    if len(origin) == 0:
+        raise UserError(
+            f"{slide.outs}: no patch of {PATCH_BINS} x {PATCH_BINS} bins has a tissue share of "
+            f"{settings.min_tissue}: lower patches.min_tissue in the preset or check in_tissue"
+        )
     counts = read_counts(slide.outs, genes)
     _turn(counts, orientation, slide, shape)
 
@@ -208,6 +213,15 @@ def patch_window(row: int, col: int) -> tuple[slice, slice]:
     return slice(row, row + PATCH_BINS), slice(col, col + PATCH_BINS)
 
 
+def choose_patches(in_tissue: np.ndarray, min_tissue: float) -> np.ndarray:
+    """First bins ``[N, 2]`` (int32) of the whole patches with enough tissue, row by row."""
+    rows, cols = (n // PATCH_BINS for n in in_tissue.shape)
+    whole = in_tissue[: rows * PATCH_BINS, : cols * PATCH_BINS]
+    share = whole.reshape(rows, PATCH_BINS, cols, PATCH_BINS).mean((1, 3))
+    # A patch without any tissue has nothing to learn from, whatever the setting.
+    return np.argwhere((share >= min_tissue) & (share > 0)).astype(np.int32) * PATCH_BINS
+
+
 def resample(
     image: zarr.Array | np.ndarray, fit: GridFit, row: int, col: int, shape: tuple[int, int]
 ) -> np.ndarray:
@@ -260,21 +274,6 @@ def _masked(positions: Positions, image: Path, mask: Path) -> Positions:
         for pixel, n, full in zip((positions.y, positions.x), kept.shape, size, strict=True)
     )
     return positions._replace(in_tissue=positions.in_tissue & kept[rows, cols])
-
-
-def _choose_patches(in_tissue: np.ndarray, min_tissue: float, slide: Slide) -> np.ndarray:
-    """First bins ``[N, 2]`` (int32) of the whole patches with enough tissue, row by row."""
-    rows, cols = (n // PATCH_BINS for n in in_tissue.shape)
-    whole = in_tissue[: rows * PATCH_BINS, : cols * PATCH_BINS]
-    share = whole.reshape(rows, PATCH_BINS, cols, PATCH_BINS).mean((1, 3))
-    # A patch without any tissue has nothing to learn from, whatever the setting.
-    origin = np.argwhere((share >= min_tissue) & (share > 0)).astype(np.int32) * PATCH_BINS
-    if len(origin) == 0:
-        raise UserError(
-            f"{slide.outs}: no patch of {PATCH_BINS} x {PATCH_BINS} bins has a tissue share of "
-            f"{min_tissue}: lower patches.min_tissue in the preset or check in_tissue"
-        )
-    return origin
 
 
 def _write_totals(group: zarr.Group, counts: sp.csc_array, in_tissue: np.ndarray) -> None:

@@ -295,16 +295,10 @@ RUN_FAULTS |= {
     "arm is a list": with_record(lambda r: r.update(arm=["E"])),
     "seed is text": with_record(lambda r: r.update(seed="first")),
     "no training patients": with_record(lambda r: r.pop("training_patients")),
-    "weights that are not numbers": with_weights(lambda s: s["mean"].fill_(torch.nan)),
-    "spread of zero": with_weights(lambda s: s["std"].zero_()),
     "mean of one axis": with_weights(lambda s: s.update(mean=torch.zeros(4))),
     "no mean": with_weights(lambda s: s.pop("mean")),
-    "weight of another shape": with_weights(lambda s: s.update(std=torch.ones(1, 5, 1, 1))),
     "one weight too many": with_weights(lambda s: s.update(extra=torch.ones(2))),
-    "no genes": with_genes(gene=[], category=[]),
     "another number of genes": with_genes(gene=["A"], category=["other"]),
-    "genes are numbers": with_genes(gene=[1, 2, 3], category=["other"] * 3),
-    "a gene twice": with_genes(gene=["A", "A", "B"], category=["other"] * 3),
     "no gene column": with_genes(symbol=GENES, category=["other"] * 3),
 }
 

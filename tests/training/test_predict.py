@@ -11,12 +11,13 @@ import pytest
 import tifffile
 import torch
 import zarr
+from cells import run_cells
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from spaceranger import turned_grid, write_outs
 
-from sparsity_trap import predict
+from sparsity_trap import bin_table, predict
 from sparsity_trap import settings as config
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.data.patches import PatchStore, write_store
@@ -261,21 +262,25 @@ def test_scanpy_and_squidpy_read_it(at_8um, tmp_path):
 
 
 def test_spatialdata_reads_back(at_8um, tmp_path):
+    """The cells of the notebook that import and write it."""
     import spatialdata
 
     named = at_8um.copy()
     named.uns["spatial"] = {"slide 5": at_8um.uns["spatial"]["P5"]}
-    assert "slide_5_bins" in predict.to_spatialdata(named)
-    path = predict.write_spatialdata(at_8um, tmp_path / "P5.zarr")
-    assert [p.name for p in tmp_path.iterdir()] == ["P5.zarr"]
+    path = tmp_path / "P5.zarr"
+    run_cells(
+        "09_predict",
+        {"section": named, "library": "slide 5", "spatial_path": path},
+        where=lambda source: "TableModel" in source,
+    )
     back = spatialdata.read_zarr(path)
     table = back["predictions"]
     assert np.array_equal(table.X, at_8um.X)
-    squares = back["P5_bins"].geometry.loc[table.obs["bin"]]
+    squares = back["bins"].geometry.loc[table.obs["bin"]]
     assert np.allclose(np.sqrt(squares.area), 16)  # 8 µm at 0.5 µm per pixel
     centre = np.stack([squares.centroid.x, squares.centroid.y], axis=1)
     assert np.allclose(centre, at_8um.obsm["spatial"] + 0.5)
-    extent = spatialdata.get_extent(back["P5_hires"])
+    extent = spatialdata.get_extent(back["hires"])
     assert extent["x"][1] >= centre[:, 0].max() and extent["y"][1] >= centre[:, 1].max()
     assert spatialdata.bounding_box_query(
         back, axes=("x", "y"), min_coordinate=[0, 0], max_coordinate=centre.mean(0),
@@ -384,13 +389,10 @@ def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_pat
         predict_section(run_dir, store, slide, bin_um=16)
     few = predict_section(run_dir, store, slide, bin_um=2, genes=["DES", "PIGR"])
     assert list(few.var_names) == ["DES", "PIGR"]
-    monkeypatch.setattr(predict, "MAX_VALUES", few.n_obs * 2)
+    monkeypatch.setattr(bin_table, "MAX_VALUES", few.n_obs * 2)
     with pytest.raises(UserError, match="at most 2 in genes="):
         predict_section(run_dir, store, slide, bin_um=2)
     predict_section(run_dir, store, slide, bin_um=2, genes=["DES", "PIGR"])
-    monkeypatch.setattr(predict, "MAX_SQUARES", 3)
-    with pytest.raises(UserError, match="too many squares"):
-        predict.to_spatialdata(few)
 
     other = write_outs(tmp_path / "outs", np.ones((3, 20, 20), int), FEW)
     with pytest.raises(UserError, match="of the same section"):
