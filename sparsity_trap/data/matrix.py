@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparsity_trap.data.inflate import in_threads, pieces, read_all, reader
+from sparsity_trap.data.inflate import in_threads, numbers, pieces, read_all, reader
 from sparsity_trap.settings import UserError
 
 if TYPE_CHECKING:
@@ -87,17 +87,37 @@ def read_genes(
     return _assemble(parts, len(genes), shape, path)
 
 
-def read_all_genes(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, sp.csr_array]:
-    """Read the counts of all features: bin number of each row, and csr ``[bins, features]``."""
+def read_all_genes(
+    path: Path, shape: tuple[int, int]
+) -> tuple[np.ndarray, sp.csr_array, list[str]]:
+    """Read the counts of all genes at 2 µm.
+
+    Returns
+    -------
+    Bin number of each row; counts (csr) ``[bins, genes]``, uint16, where a gene that several
+    features name has as many entries; symbols, each once.
+    """
     import scipy.sparse as sp
 
+    names = read_features(path)
+    genes = list(dict.fromkeys(name for name in names if name is not None))
+    place: dict[str | None, int] = {gene: column for column, gene in enumerate(genes)}
+    # What is no gene goes to a last column, which is then cut off.
+    column_of = np.array([place.get(name, len(genes)) for name in names], np.int32)
     with open_matrix(path) as matrix:
         bins = bins_of_barcodes(matrix["barcodes"], shape, path)
-        counts = check_counts(read_all(matrix["data"], BLOCK), path).astype(np.float32)
-        feature = read_all(matrix["indices"], BLOCK).astype(np.int32)
-        indptr = read_all(matrix["indptr"], BLOCK)
-        size = len(bins), len(matrix["features/name"])
-        return bins, sp.csr_array((counts, feature, indptr), shape=size)
+        counts = _small(read_all(matrix["data"], BLOCK), path)
+        indices = matrix["indices"]
+
+        def columns(planes: np.ndarray) -> np.ndarray:
+            return column_of.take(numbers(planes, indices.dtype))
+
+        column = read_all(indices, BLOCK, columns)
+        # Of the type of the columns where that holds them, or SciPy would convert these.
+        indptr = read_all(matrix["indptr"], BLOCK).astype(_index_type(len(column)))
+        others = None in names
+        table = sp.csr_array((counts, column, indptr), shape=(len(bins), len(genes) + others))
+    return bins, table[:, : len(genes)] if others else table, genes
 
 
 def check_counts(values: np.ndarray, path: Path) -> np.ndarray:
@@ -222,9 +242,13 @@ def _assemble(
         for array in (bins, values):
             array[ends[-1] : ends[-1] + size] = array[start : start + size]
         ends.append(ends[-1] + size)
-    indptr = np.array(ends, np.int32 if starts[-1] < 2**31 else np.int64)
+    indptr = np.array(ends, _index_type(starts[-1]))
     arrays = values[: ends[-1]], bins[: ends[-1]], indptr
     return sp.csc_array(arrays, shape=(shape[0] * shape[1], n_genes))
+
+
+def _index_type(entries: int) -> type[np.signedinteger]:
+    return np.int32 if entries < 2**31 else np.int64
 
 
 def bins_of_barcodes(barcodes: h5py.Dataset, shape: tuple[int, int], path: Path) -> np.ndarray:
