@@ -22,7 +22,7 @@ image = ""
 microns_per_pixel = 0.0
 output = ""
 
-# %%
+# %% tags=["remove-stderr"]
 from pathlib import Path
 
 import geopandas
@@ -71,6 +71,7 @@ written = [
     write(table, target / f"{run.name}_{library}_{size}.h5ad")
     for table, size in ((section, "008um"), (small, "002um"))
 ]
+spatial_path = target / f"{run.name}_{library}_008um.zarr"
 
 # %% [markdown]
 # Drawn by squidpy, from the table alone:
@@ -92,26 +93,24 @@ style.mark(figure, settings.source)
 # The same bins as SpatialData: the table, a square per bin, and the H&E. Its system `global` is that of full-resolution pixels, counted from the image's corner and so half a pixel more than in `obsm`. Squares are drawn parallel to the image; in real sections bins lie turned by a degree or two.
 
 # %%
-spatial_path = target / f"{run.name}_{library}_008um.zarr"
-
-# %%
 picture = section.uns["spatial"][library]
 factors = picture["scalefactors"]
 centre, half = section.obsm["spatial"] + 0.5, factors["spot_diameter_fullres"] / 2
 squares = shapely.box(*(centre - half).T, *(centre + half).T)
+bins = ShapesModel.parse(geopandas.GeoDataFrame(geometry=squares, index=section.obs_names))
 zoom = 1 / factors["tissue_hires_scalef"]
 hires = Image2DModel.parse(
     picture["images"]["hires"], dims=("y", "x", "c"), c_coords=["r", "g", "b"],
     transformations={"global": Scale([zoom, zoom], axes=("y", "x"))},
 )  # fmt: skip
+
+# %% tags=["remove-stderr"]
 table = section.copy()
 del table.uns["spatial"]  # the image is an element of its own
 table.obs["region"], table.obs["bin"] = pd.Categorical(["bins"] * table.n_obs), table.obs_names
-bins = geopandas.GeoDataFrame(geometry=squares, index=section.obs_names)
+predictions = TableModel.parse(table, "bins", "region", "bin")
 spatial = SpatialData(
-    images={"hires": hires},
-    shapes={"bins": ShapesModel.parse(bins)},
-    tables={"predictions": TableModel.parse(table, "bins", "region", "bin")},
+    images={"hires": hires}, shapes={"bins": bins}, tables={"predictions": predictions}
 )
 print(spatial)
 with building(spatial_path) as partial:  # the folder appears only when complete

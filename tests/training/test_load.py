@@ -139,11 +139,9 @@ def test_gradient_share_of_each_gene_equals_autograd_through_the_head(decoder):
     hook = head.register_forward_pre_hook(lambda _, x: seen.append(x[0].requires_grad_()))
     eta = model.eval()(tokens)
     hook.remove()
-    norms = [
-        torch.autograd.grad(((eta - counts).square() * mask[:, None])[:, g].sum(), seen, retain_graph=True)[0]
-        .double().square().sum().item()
-        for g in range(3)
-    ]  # fmt: skip
+    losses = ((eta - counts).square() * mask[:, None]).sum((0, 2, 3))
+    gradients = [torch.autograd.grad(loss, seen, retain_graph=True)[0] for loss in losses]
+    norms = [gradient.double().square().sum().item() for gradient in gradients]
 
     def objective(eta, y, inside):
         return ((eta - y).square() * inside[:, None]).sum()

@@ -271,7 +271,7 @@ def test_spatialdata_reads_back(at_8um, tmp_path):
     run_cells(
         "09_predict",
         {"section": named, "library": "slide 5", "spatial_path": path},
-        where=lambda source: "TableModel" in source,
+        where=lambda source: "ShapesModel" in source or "TableModel" in source,
     )
     back = spatialdata.read_zarr(path)
     table = back["predictions"]

@@ -205,3 +205,4 @@ def test_notebook_of_predictions_writes_both_bin_sizes(smoke_book, tmp_path):
     large = sc.read_h5ad(tmp_path / "E-P5-s0_P5_008um.h5ad")
     small = sc.read_h5ad(tmp_path / "E-P5-s0_P5_002um.h5ad")
     assert large.n_vars == 50 and "counts" in large.layers and small.n_obs > 15 * large.n_obs
+    assert (tmp_path / "E-P5-s0_P5_008um.zarr" / "tables" / "predictions").is_dir()
