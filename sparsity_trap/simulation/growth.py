@@ -148,6 +148,8 @@ def _fit(
 def _crypt(draft: Draft, x, y, size, normal, base) -> None:
     """Place a crypt: basal nuclei, goblet mucin towards a small lumen; cut across or along."""
     rng = draft.rng
+    # A crypt of size 1 is about 76 µm wide; most are cut across, some along their axis, which
+    # stands on the bowel wall.
     lengthwise = rng.random() < 0.4
     radius = size * rng.uniform(34, 42)
     half = rng.uniform(40, 95) if lengthwise else rng.uniform(0, 0.5) * radius
@@ -165,6 +167,7 @@ def _crypt(draft: Draft, x, y, size, normal, base) -> None:
     inside = height > 0
     here = draft.region[box]
     at_base = float(base[y, x])
+    # Most lumens are slits; cells keep 14 µm of height whatever the room.
     slit = rng.uniform(3, 9) + (0 if rng.random() < 0.7 else 6)
     thickness = max(14.0, float(height.max()) - slit)
     here[inside] = Region.EPITHELIUM
@@ -172,7 +175,9 @@ def _crypt(draft: Draft, x, y, size, normal, base) -> None:
     down, right = np.gradient(height)
     draft.axis[box][inside] = np.arctan2(down, right)[inside]
 
+    # Nuclei in one row, 5.5 µm above the basement membrane and a nucleus wide apart.
     xy, inward = ring(draft, box, height, 5.5, 5.6)
+    # Goblet cells are half of a crypt's, fewer at its base, where dividing cells are instead.
     goblet_share = np.clip(rng.normal(0.55, 0.12) - 0.25 * (at_base > 0.75), 0.15, 0.8)
     young = rng.random(len(xy)) < np.clip(2.4 * (at_base - 0.52), 0, 0.85)
     kinds = np.where(young, int(Kind.CRYPT_BASE), int(Kind.ABSORPTIVE))
@@ -200,6 +205,7 @@ def _crypt(draft: Draft, x, y, size, normal, base) -> None:
 def _tumour_gland(draft: Draft, x, y, size) -> None:
     """Place a malignant gland: fused, irregular, stratified; cribriform or necrotic when large."""
     rng = draft.rng
+    # Up to three lobes in a chain, near enough (45 µm) to fuse.
     lobes = rng.integers(1, 4) if size > 0.6 else 1
     centres = [(x, y)]
     for _ in range(lobes - 1):
@@ -233,6 +239,7 @@ def _tumour_gland(draft: Draft, x, y, size) -> None:
     lumen = height > thickness
     here[lumen] = Region.LUMEN
     tall = min(thickness, float(height.max()))
+    # Stratified: up to three rows of nuclei, 8 µm apart, each less crowded than the one below.
     levels = np.arange(6.5, max(7.0, 0.68 * tall), 8.0)[:3]
     for k, level in enumerate(levels):
         xy, inward = ring(draft, box, height, level, 7.2 + 1.8 * k)
@@ -252,6 +259,7 @@ def _cribriform(draft: Draft, box, height, gx, gy) -> None:
     for pick in rng.integers(len(rows), size=40):
         radius = rng.uniform(6, 15)
         i, j = rows[pick], cols[pick]
+        # Bridges between lumens are two rows of nuclei wide, 17 µm.
         if height[i, j] > radius + 13 and holes[i, j] < -radius - 17:
             holes = np.maximum(holes, radius - np.hypot(gx - gx[i, j], gy - gy[i, j]))
     holes = holes + 1.5 * draft.wobble[box]
@@ -313,7 +321,7 @@ def _lymphoid(draft: Draft) -> None:
     rng, region = draft.rng, draft.region
     homes = (Region.SUBMUCOSA, Region.DESMOPLASIA, Region.LAMINA_PROPRIA)
     rows, cols = np.nonzero(np.isin(region[::4, ::4], homes))
-    wanted, placed = max(2, round(region.size / 2.6e5)), 0
+    wanted, placed = max(2, round(region.size / 2.6e5)), 0  # four per mm²
     for pick in rng.integers(max(1, len(rows)), size=300 if len(rows) else 0):
         x, y = 4 * int(cols[pick]), 4 * int(rows[pick])
         radius = rng.uniform(38, 80)
@@ -334,7 +342,7 @@ def _vessels(draft: Draft) -> None:
     rng, region = draft.rng, draft.region
     homes = (Region.SUBMUCOSA, Region.DESMOPLASIA, Region.LAMINA_PROPRIA)
     rows, cols = np.nonzero(np.isin(region[::4, ::4], homes[:2]))
-    attempts = round(region.size / 13000) if len(rows) else 0
+    attempts = round(region.size / 13000) if len(rows) else 0  # 77 per mm², not all of which fit
     for pick in rng.integers(max(1, len(rows)), size=attempts):
         x, y = 4 * int(cols[pick]), 4 * int(rows[pick])
         radius = rng.uniform(5, 14)
@@ -348,7 +356,7 @@ def _vessels(draft: Draft) -> None:
         here[height > 0] = Region.VESSEL
         xy, inward = ring(draft, box, height, -1.0, 19)
         draft.add_cells(xy, Kind.ENDOTHELIAL, inward + np.pi / 2)
-        if radius > 11:
+        if radius > 11:  # smaller ones are capillaries and venules without muscle
             xy, inward = ring(draft, box, height, -4, 36)
             draft.add_cells(xy, Kind.SMOOTH_MUSCLE, inward + np.pi / 2)
         xy = lattice(rng, box, 6.0)
@@ -362,7 +370,7 @@ def _scatter_stroma(draft: Draft) -> None:
     """Scatter the cells of connective tissue, muscle, lymphoid tissue and necrosis."""
     rng, n = draft.rng, draft.region.shape[0]
     spacing = 7.9  # dense enough for the most crowded region
-    crowd = 1e6 / (0.866 * spacing**2)
+    crowd = 1e6 / (0.866 * spacing**2)  # points per mm² of a hexagonal lattice
     xy = lattice(rng, (slice(0, n), slice(0, n)), spacing)
     i, j = xy[:, 1].astype(int), xy[:, 0].astype(int)
     region, axis = draft.region[i, j], draft.axis[i, j]

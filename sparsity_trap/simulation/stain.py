@@ -207,17 +207,19 @@ class _Canvas:
         inside = _soft((1 - radius) * minor / 2)
         h, e = self.h[box], self.e[box]
         if kind == Body.MUCIN:
+            # Washed out in processing, hence pale; the squeezed cytoplasm is a rim 0.7 µm thick.
             rim = np.exp(-(((1 - radius) * minor / 2 / 0.7) ** 2))
             h += inside * (0.10 - h) + 0.10 * rim
             e += inside * (0.05 - e) + 0.16 * rim
         elif kind == Body.RED_CELL:
+            # Eosin alone, paler in the middle, where the disc is thinner.
             pale = 1 - 0.3 * np.exp(-((radius / 0.5) ** 2))
             h += inside * (0.05 - h)
             e += inside * (1.25 * pale - e)
-        elif kind == Body.FAT:
+        elif kind == Body.FAT:  # dissolved by the solvents: empty
             h += inside * (0.01 - h)
             e += inside * (0.02 - e)
-        else:
+        else:  # debris of nuclei, over whatever lies there
             h += inside * 0.9
             e += inside * 0.3
 
