@@ -29,7 +29,8 @@ COMPILE = """
 import numpy as np
 from sparsity_trap.scores import GeneScores
 scores = GeneScores()
-scores.update(np.ones((1, 1, 16, 16), "u2"), np.ones((1, 1, 16, 16), "f2"), np.ones((1, 16, 16), bool))
+counts, rate = np.ones((1, 1, 16, 16), "u2"), np.ones((1, 1, 16, 16), "f2")
+scores.update(counts, rate, np.ones((1, 16, 16), bool))
 """
 
 
@@ -44,7 +45,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Give what shares a book or a fixture to one process; every other test is work of its own.
 
-    The kernels are compiled once, before each of several processes would, while these collect tests.
+    The kernels are compiled once, before each of several processes would, while these collect
+    tests.
     """
     from xdist.scheduler import LoadScopeScheduling
 

@@ -77,7 +77,10 @@ def test_training_program_ends_in_a_sentence(monkeypatch, tmp_path, arguments, s
     ("cell", "said"),
     [
         ("1 / 0", "ZeroDivisionError"),
-        ("from sparsity_trap.settings import UserError; raise UserError('lost: find it')", "error: lost: find it\n"),
+        (
+            "from sparsity_trap.settings import UserError\nraise UserError('lost: find it')",
+            "error: lost: find it\n",
+        ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "error: the kernel of"),
     ],
     ids=["fault", "mistake", "killed"],

@@ -11,11 +11,14 @@ import pytest
 from conftest import ROOT
 from IPython.core.formatters import DisplayFormatter
 
+from sparsity_trap import settings as config
+from sparsity_trap.runs import Quotes
 from sparsity_trap.settings import UserError, load_preset
 from sparsity_trap.show import style
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import pages  # noqa: E402
+import stage_book  # noqa: E402
 
 NUMBERS = {
     "run.commit": "of training",
@@ -106,3 +109,33 @@ def test_text_and_what_has_another_form_are_shown(notebook, tmp_path):
     outputs = [v4.new_output("execute_result", data) for data in shown]
     notebook.cells += [v4.new_code_cell("x", outputs=[output]) for output in outputs]
     pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)
+
+
+@pytest.fixture
+def quoting(monkeypatch, tmp_path):
+    """Notebooks that quote numbers, and what staging makes of them."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    preset = load_preset("smoke")
+    patches = {f"cohort.n_patches.{p}": 4 for p in preset.patients}
+    digests = {f"cohort.sha256.{p}": "0" * 64 for p in preset.patients}
+    settings = {"decoder.layers": 1} | patches | digests
+    monkeypatch.setattr(stage_book, "of_preset", lambda preset: settings)
+    for name in ("02_train_D", "02_train_E"):
+        Quotes(preset, name)("decoder.hist2st", parameters=100)
+    return preset
+
+
+def test_numbers_of_all_pages_are_one_table(quoting):
+    Quotes(quoting, "04_sparsity")("sparsity", rho=float("nan"))
+    numbers = stage_book.quoted(quoting, ["01_data_P5", "02_train_D", "02_train_E", "04_sparsity"])
+    assert numbers["decoder.hist2st.parameters"] == 100 and numbers["sparsity.rho"] is None
+    assert numbers["decoder.layers"] == 1 and numbers["cohort.n_patches"] == 12
+
+
+def test_a_number_quoted_twice_with_different_values_names_both_notebooks(quoting):
+    Quotes(quoting, "02_train_E")("decoder.hist2st", parameters=200)
+    said = "'decoder.hist2st.parameters' is 100 in 02_train_D and 200 in 02_train_E: quote it once"
+    with pytest.raises(UserError, match=said):
+        stage_book.quoted(quoting, ["02_train_D", "02_train_E"])
+    # An arm that the preset no longer trains has no page.
+    assert stage_book.quoted(quoting, ["02_train_E"])["decoder.hist2st.parameters"] == 200
