@@ -105,11 +105,11 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
         "display_name": "Python 3",
         "language": "python",
     }
-    # What the page says of itself, whatever made the results that it shows.
-    notebook.metadata["sparsity_trap"] = {"commit": commit(), "hardware": hardware()}
     with building(output) as partial, own_card() as card:
         if card is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = card
+        # What the page says of itself, whatever made the results that it shows.
+        notebook.metadata["sparsity_trap"] = {"commit": commit(), "hardware": hardware()}
         partial.write_bytes(_executed(notebook, script, pairs))
 
 
