@@ -361,6 +361,19 @@ def test_tissue_mask_follows_the_simulated_tissue(simulated):
     assert not predict.tissue_mask(np.full((300, 300, 3), 243, np.uint8), 2.0).any()
 
 
+def test_tissue_mask_drops_specks_and_fills_enclosed_holes_only():
+    tissue = np.zeros((240, 240), bool)
+    tissue[40:200, :200] = True
+    lumen, notch, wide = np.s_[60:80, 60:80], np.s_[120:140, :20], np.s_[100:190, 80:170]
+    for hole in (lumen, notch, wide):
+        tissue[hole] = False
+    tissue[215:225, 215:225] = True  # a speck of 40 µm
+    image = np.where(tissue, 140, 243).astype(np.uint8)[..., None].repeat(3, 2)
+    found = predict.tissue_mask(image, 4.0)
+    assert found[70, 70] and found[50, 100]
+    assert not found[130, 5] and not found[145, 125] and not found[220, 220]
+
+
 def test_rates_are_asked_for_with_the_tissue(preset, simulated, tmp_path, monkeypatch):
     """Without it, arms that interpolate would take in what stands beyond its edge."""
     store, slide = simulated
