@@ -68,7 +68,7 @@ _CODE = {
         "_loops.py",
         "bins.py",
     ),
-    "section": ("simulation/*",),
+    "section": ("bins.py", "simulation/*"),
     "store": ("bins.py", "data/*"),
     "tokens": ("encoders.*", "filterbank.py"),
     "run": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from planted import planted_scores
 
 from sparsity_trap import files, runs
@@ -108,6 +110,43 @@ def test_digest_of_code_is_that_of_files(tmp_path, monkeypatch):
     assert digest("data/*") == before
     code.write_text("SIZE = 64")
     assert digest("data/*") != before
+
+
+def imported(module: str) -> set[str]:
+    """Files of the package that a module loads, itself among them."""
+    found, left = set(), [module]
+    while left:
+        name = left.pop().replace(".", "/")
+        path = next(
+            (p for p in (ROOT / f"{name}.py", ROOT / name / "__init__.py") if p.exists()), None
+        )
+        if path is None or path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparsity_trap"):
+                left += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return {str(path.relative_to(ROOT / "sparsity_trap")) for path in found}
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "made_from"),
+    [
+        ("section", "simulation.section", ()),
+        ("store", "data.patches", ()),
+        ("tokens", "encoders", ("store",)),
+        ("run", "training", ("store", "tokens")),
+    ],
+)
+def test_recipes_know_all_code_behind_a_result(kind, module, made_from):
+    """But for what reads presets, writes files, shows progress, and gives the sizes of maps."""
+    known = {"settings.py", "files.py", "progress.py", "__init__.py"}
+    known |= {"decoders.py"} if kind != "run" else set()
+    for part in (kind, *made_from):
+        for pattern in runs._CODE[part]:
+            files_of_part = (ROOT / "sparsity_trap").glob(pattern)
+            known |= {str(path.relative_to(ROOT / "sparsity_trap")) for path in files_of_part}
+    assert imported(f"sparsity_trap.{module}") <= known
 
 
 def test_real_sections_depend_on_their_files_and_not_on_the_simulation(
