@@ -3,7 +3,6 @@
 python workflow/stage_book.py preset=laptop source= cohort= -- results/laptop/notebooks/*.ipynb
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -12,12 +11,10 @@ from pathlib import Path
 import bench_tables
 import book_tables
 import nbformat
-import numpy as np
 import pages
 import scaling
 
 from sparsity_trap import runs
-from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.encoders import PATCH_UM_PER_PX, open_tokens
 from sparsity_trap.files import building
@@ -50,26 +47,8 @@ def quoted(preset: Preset, names: list[str]) -> dict[str, object]:
                     "quote it once"
                 )
             origin.setdefault(key, name)
-    for patient in preset.patients:
-        if f"cohort.sha256.{patient}" not in numbers:
-            numbers |= _cohort_numbers(runs.store(preset, patient))
     numbers["cohort.n_patches"] = sum(numbers[f"cohort.n_patches.{p}"] for p in preset.patients)
     return numbers
-
-
-def _cohort_numbers(store: PatchStore) -> dict[str, object]:
-    tissue, zeros = 0, 0
-    digest = hashlib.sha256(" ".join(store.genes).encode())
-    for image, counts, mask in zip(store.images, store.counts, store.mask, strict=True):
-        for part in (image, counts, mask):
-            digest.update(np.ascontiguousarray(part))
-        tissue += int(mask.sum())
-        zeros += int((counts[:, mask] == 0).sum())
-    return {
-        f"cohort.n_patches.{store.patient}": len(store),
-        f"cohort.sparsity.{store.patient}": zeros / (tissue * len(store.genes)),
-        f"cohort.sha256.{store.patient}": digest.hexdigest(),
-    }
 
 
 def of_preset(preset: Preset) -> dict[str, object]:

@@ -147,12 +147,3 @@ def _line_factors(total: np.ndarray, tissue: np.ndarray, reach: int = 4) -> np.n
         bins += weight.sum(1)
     measured = (bins >= 30) & (own > 0) & (usual > 0)
     return np.divide(own, usual, out=np.ones_like(own), where=measured).astype(np.float32)
-
-
-def stripe_strength(factor: np.ndarray) -> float:
-    """Median |log2 ratio| of neighbouring lines, as reported for real sections."""
-    measured = factor != 1
-    pairs = measured[1:] & measured[:-1]
-    if not pairs.any():
-        return float("nan")
-    return float(np.median(np.abs(np.diff(np.log2(factor)))[pairs]))

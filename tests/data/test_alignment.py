@@ -49,9 +49,3 @@ def test_stripes_are_estimated_in_spite_of_tissue_edges():
         measured = lines & (factor != 1)
         assert np.corrcoef(np.log(local[measured]), np.log(factor[measured]))[0, 1] > 0.9
         assert (factor[~lines] == 1).all()
-
-
-def test_strength_is_the_median_log_ratio_of_neighbours():
-    factor = np.where(np.arange(100) % 2, 2.0, 0.5).astype(np.float32)
-    assert registration.stripe_strength(factor) == pytest.approx(2)
-    assert np.isnan(registration.stripe_strength(np.ones(5, np.float32)))
