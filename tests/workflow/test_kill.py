@@ -149,7 +149,7 @@ def undisturbed(tmp_path_factory) -> Iterator[Callable[[], dict[str, bytes]]]:
         def results() -> dict[str, bytes]:
             assert chain.status() == 0
             made = content(folder / FOLDER)
-            assert {"runs/E-P5-s0/genes.parquet", "tokens/P5.zarr/zarr.json"} <= set(made)
+            assert {"runs/E-P5-s0/genes.parquet", "tokens/P5/tokens.npy"} <= set(made)
             return made
 
         yield results
