@@ -76,7 +76,7 @@ class Genes(_Strict):
     """Which genes are predicted."""
 
     panel: str = Field(
-        "paper", description="paper, variable, or the path of a list of symbols from the repository"
+        "paper", description="paper, variable, or the path of a table with a column gene"
     )
     count: Count | None = Field(None, description="number of genes of the panel 'variable'")
 

@@ -118,9 +118,8 @@ def read_mask(path: Path | str, image_shape: tuple[int, ...]) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             # Of a palette, values are numbers of colours; transparency says nothing.
-            if picture.mode in ("P", "PA", "LA"):
-                picture = picture.convert("RGB")
-            values = np.asarray(picture).astype(float)
+            plain = picture.convert("RGB") if picture.mode in ("P", "PA", "LA") else picture
+            values = np.asarray(plain)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(
             f"mask {path} is not a whole picture of usual size ({error}): save it as PNG, of at "

@@ -78,9 +78,8 @@ def reader(
     plan, dtype, file = dataset.id.get_create_plist(), dataset.dtype, dataset.file
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     chunks = []
-    if filters in ([_DEFLATE], [_SHUFFLE, _DEFLATE]) and not (
-        dtype.hasobject or file.userblock_size
-    ):
+    plain = not (dtype.hasobject or file.userblock_size)
+    if plain and filters in ([_DEFLATE], [_SHUFFLE, _DEFLATE]):
         length, width, shuffled = plan.get_chunk()[0], dtype.itemsize, _SHUFFLE in filters
         chunks = _chunks(dataset, length)
     if not chunks:

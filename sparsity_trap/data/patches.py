@@ -283,7 +283,7 @@ def _write_totals(group: zarr.Group, counts: sp.csc_array, in_tissue: np.ndarray
     total = np.zeros(in_tissue.shape, np.uint32)
     for bins, values in _genes(counts):
         total.reshape(-1)[bins] += values
-    rows, cols = (n // OVERVIEW_BINS for n in total.shape)  # a rest at the end is left out
+    rows, cols = (side // OVERVIEW_BINS for side in in_tissue.shape)  # a rest is left out
     coarse = block_reduce(total, OVERVIEW_BINS, np.sum)[:rows, :cols]
     group.create_array("total", data=coarse.astype(np.uint32))
     stripes = stripe_factors(total, in_tissue)

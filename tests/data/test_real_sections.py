@@ -348,5 +348,5 @@ def test_data_notebook_from_the_command_line(sound, folder):
     reference = PatchStore(sound / "results" / "smoke-cohort" / "stores" / "P1.zarr")
     for name in ("images", "counts", "mask", "origin"):
         np.testing.assert_array_equal(getattr(made, name)[:], getattr(reference, name)[:])
-    tokens = zarr.open_group(program / "results" / "smoke-cohort" / "tokens" / "P1.zarr", mode="r")
-    assert tokens["tokens"].shape[:2] == (2, 8)
+    tokens = np.load(program / "results" / "smoke-cohort" / "tokens" / "P1" / "tokens.npy")
+    assert tokens.shape[:2] == (2, 8)
