@@ -15,30 +15,37 @@ test_patients = ""
 seeds = ""
 
 # %% tags=["remove-cell"]
-import pandas as pd
-import torch
 from IPython.display import Markdown
-from matplotlib.ticker import MaxNLocator
 
-import sparsity_trap as st
 from sparsity_trap import runs
-from sparsity_trap.decoders import build_decoder
-from sparsity_trap.encoders import open_tokens
-from sparsity_trap.show import style, tables
-from sparsity_trap.training import training_mean
 
 settings = runs.open_preset(preset, source, cohort)
 definition = settings.arm(arm)
-chosen = runs.of_arm(settings, arm, test_patients, seeds)
-quote = runs.Quotes(settings, f"02_train_{arm}")
 
 # %% tags=["remove-input", "title"]
 Markdown(f"# Arm {arm}: {definition.title}")
 
 # %% [markdown]
 # One decoder, one loss, and every run of the arm: trained with one patient left out, on the cached tokens of the others. A test patient's section is opened after the checkpoint has been chosen.
-#
+
+# %%
+import pandas as pd
+import torch
+from matplotlib.ticker import MaxNLocator
+
+import sparsity_trap as st
+from sparsity_trap.decoders import build_decoder
+from sparsity_trap.encoders import open_tokens
+from sparsity_trap.show import style, tables
+from sparsity_trap.training import training_mean
+
+chosen = runs.of_arm(settings, arm, test_patients, seeds)
+quote = runs.Quotes(settings, f"02_train_{arm}")
+
+# %% [markdown]
 # ## Decoder and loss
+#
+# Those of the first run, at their start.
 
 # %%
 first = chosen[0]
@@ -78,7 +85,7 @@ tables.show(
 # %% [markdown]
 # ## One step by hand
 #
-# Two patches of a training section, as the first step sees them: standardised tokens, the linear output η, the rate λ that the link makes of it, the loss over tissue bins, and what each gene contributes to the gradient on η.
+# Two patches of a training section: standardised tokens, the linear output η, the rate λ that the link makes of it, the loss over tissue bins, and what each gene contributes to the gradient on η. Training standardises over all of its patches instead of these two, and thins the counts in the arms of the sparsity dial.
 
 # %%
 tokens = torch.tensor(encoded[:2][:, 0]).float()
