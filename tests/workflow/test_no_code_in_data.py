@@ -139,7 +139,7 @@ def test_chain_runs_in_a_folder_of_an_odd_name(odd_checkout):
     folder, _ = odd_checkout
     results = folder / "results" / "tiny"
     assert (results / "stores" / "P5.zarr" / "zarr.json").is_file()
-    assert (results / "tokens" / "P5.zarr" / "zarr.json").is_file()
+    assert (results / "tokens" / "P5" / "tokens.npy").is_file()
     executed = nbformat.read(results / "notebooks" / "01_data_P5.ipynb", as_version=4)
     kinds = {out.output_type for cell in executed.cells for out in cell.get("outputs", [])}
     assert "error" not in kinds and kinds
