@@ -74,9 +74,10 @@ def cards() -> list[str]:
 
 @contextmanager
 def own_card(pause: float = 1.0) -> Iterator[str | None]:
-    """Wait for a GPU that no other notebook of this user has; None where there is no choice.
+    """Wait for a GPU that no other step of this user has, and show this process no other.
 
-    The lock is the operating system's: it ends with the process that holds it, however that ended.
+    It gives None where there is no choice. The lock is the operating system's: it ends with the
+    process that holds it, however that ended.
     """
     names = cards()
     if len(names) < 2:
@@ -90,6 +91,7 @@ def own_card(pause: float = 1.0) -> Iterator[str | None]:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
+                os.environ["CUDA_VISIBLE_DEVICES"] = name
                 yield name
                 return
         time.sleep(pause)
@@ -105,9 +107,7 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
         "display_name": "Python 3",
         "language": "python",
     }
-    with building(output) as partial, own_card() as card:
-        if card is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = card
+    with building(output) as partial, own_card():
         # What the page says of itself, whatever made the results that it shows.
         notebook.metadata["sparsity_trap"] = {"commit": commit(), "hardware": hardware()}
         partial.write_bytes(_executed(notebook, script, pairs))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import subprocess
 import sys
 import tempfile
-import threading
 
 import pytest
 from conftest import ROOT
@@ -15,8 +16,10 @@ sys.path.insert(0, str(ROOT / "workflow"))
 from execute_notebook import cards, own_card  # noqa: E402 - lies beside the Snakefile
 
 HOLD = """
+import os
 from execute_notebook import own_card
-with own_card() as card:
+with own_card(pause=0.1) as card:
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == card
     print(card, flush=True)
     input()
 """
@@ -46,26 +49,26 @@ def test_cards_are_those_of_the_machine_or_those_that_the_user_names(machine, mo
 
 def test_processes_have_a_card_each_and_the_next_waits(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD], env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/workflow"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with holder, own_card() as mine:
-        other = holder.stdout.readline().strip()
-        assert {mine, other} == {"4", "7"}
-        taken: list[str | None] = []
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/workflow"}
+    with contextlib.ExitStack() as stack:
 
-        def take() -> None:
-            with own_card(pause=0.05) as card:
-                taken.append(card)
+        def start() -> subprocess.Popen:
+            process = subprocess.Popen(
+                [sys.executable, "-c", HOLD], env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
 
-        third = threading.Thread(target=take)
-        third.start()
-        third.join(0.3)
-        assert taken == []
-        holder.kill()  # its lock ends with it
-        third.join(10)
-    assert taken == [other]
+        first, second = start(), start()
+        taken = [process.stdout.readline().strip() for process in (first, second)]
+        assert sorted(taken) == ["4", "7"]
+        third = start()
+        ready, _, _ = select.select([third.stdout], [], [], 5)
+        assert not ready
+        first.kill()  # its lock ends with it
+        assert third.stdout.readline().strip() == taken[0]
 
 
 @pytest.mark.parametrize("named", ["", "5"])

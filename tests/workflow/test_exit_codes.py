@@ -18,7 +18,7 @@ from sparsity_trap import training
 CHOICE = ("preset=huge", "source=", "cohort=")
 #: Scripts of the workflow, given a preset that does not exist.
 SCRIPTS = {
-    "make_section": ("P5", *CHOICE),
+    "compute": ("section", "P5", *CHOICE),
     "stage_book": (*CHOICE, "--"),
 }
 

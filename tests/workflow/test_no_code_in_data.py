@@ -114,7 +114,7 @@ def odd_checkout(tmp_path_factory) -> tuple[Path, list[str]]:
     notebook = folder / "results" / "tiny" / "notebooks" / "01_data_P5.ipynb"
     choice = ["preset=tiny", "source=", "cohort="]
     commands = [
-        ["workflow/make_section.py", "P5", *choice],
+        ["workflow/compute.py", "section", "P5", *choice],
         ["workflow/execute_notebook.py", "notebooks/01_data.py", str(notebook), *choice],
     ]
     said = []

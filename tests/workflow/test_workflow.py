@@ -130,20 +130,38 @@ def test_second_make_book_finds_nothing_to_do(smoke_book):
     assert index.stat().st_mtime_ns == before
 
 
+ANALYSES = {"analysis": 8, "predict": 1}
+
+
 @pytest.mark.parametrize(
-    ("script", "old", "steps"),
+    ("edited", "old", "new", "steps"),
     [
-        ("notebooks/04_sparsity.py", "## By category", {"analysis": 1}),
-        # An edited training page is no reason to analyse again, nor an edited figure to train.
-        ("notebooks/02_train.py", "## One step by hand", {"train": 3}),
-        ("sparsity_trap/show/style.py", "palette", {"data": 3, "analysis": 8, "predict": 1}),
+        ("notebooks/01_data.py", "## Section", "## The section", {"data_page": 3}),
+        ("notebooks/02_train.py", "## All runs", "## Runs", {"train": 3} | ANALYSES),
+        ("notebooks/04_sparsity.py", "## By category", "## Per category", {"analysis": 1}),
+        # What shows results is no reason to compute them; a setting is, and for all behind it.
+        ("sparsity_trap/show/style.py", "palette", "colours", {"data_page": 3} | ANALYSES),
+        ("presets/smoke.yaml", "epochs: 12", "epochs: 13", {"train": 3} | ANALYSES),
+        (
+            "presets/smoke.yaml",
+            "jitter_views: 0",
+            "jitter_views: 1",
+            {"data": 3, "data_page": 3, "train": 3} | ANALYSES,
+        ),
+        (
+            "sparsity_trap/losses.py",
+            "Poisson",
+            "poisson",
+            {"data": 3, "data_page": 3, "train": 3} | ANALYSES,
+        ),
     ],
 )
-def test_what_is_edited_is_executed_again(smoke_book, script, old, steps):
-    path = smoke_book / script
+def test_what_is_edited_is_executed_again_with_all_behind_it(smoke_book, edited, old, new, steps):
+    path = smoke_book / edited
     text = path.read_text()
     try:
-        path.write_text(text.replace(old, "Other words"))
+        assert old in text
+        path.write_text(text.replace(old, new))
         planned = plan(smoke_book)
     finally:
         path.write_text(text)
@@ -157,6 +175,7 @@ def test_what_is_edited_is_executed_again(smoke_book, script, old, steps):
     [
         ("runs/D-matched-P5-s0", {"train": 1}),
         ("viewer", {"analysis": 1}),
+        ("predictions", {"predict": 1}),
         ("tables/claims.csv", {"analysis": 1}),
         ("numbers/04_sparsity.json", {"analysis": 1}),
         ("stores", {"data": 3}),
@@ -165,14 +184,17 @@ def test_what_is_edited_is_executed_again(smoke_book, script, old, steps):
 def test_deleted_results_are_computed_again(smoke_book, tmp_path, deleted, step):
     """Also where the book that was made from them is still there."""
     results = smoke_book / "results" / "smoke"
-    shutil.copytree(results / "notebooks", tmp_path / "notebooks")  # with their times
+    kept = ("notebooks", "progress")
+    for name in kept:
+        shutil.copytree(results / name, tmp_path / name)  # with their times
     (results / deleted).rename(tmp_path / "aside")
     try:
         planned = plan(smoke_book)
     finally:
         (tmp_path / "aside").rename(results / deleted)
-        shutil.rmtree(results / "notebooks")
-        shutil.copytree(tmp_path / "notebooks", results / "notebooks")
+        for name in kept:
+            shutil.rmtree(results / name)
+            shutil.copytree(tmp_path / name, results / name)
     assert {"html": 1}.items() <= planned.items() and step.items() <= planned.items()
 
 
