@@ -1,6 +1,6 @@
 """Scoring of a section: seconds and peak memory against a loop over scipy and scikit-image.
 
-    python -m benchmarks.metrics [--patches 570] [--rounds 3] [--folder CACHE] [--out results/bench/metrics.json]
+    python -m benchmarks.metrics [--patches 570] [--rounds 3] [--folder CACHE] [--out JSON]
 
 Counts and predictions of 50 genes are synthesised as a patch store and a run hold them (zarr, one
 patch a chunk, uint16 and float16), with the sparsity published for patient P5 and tissue that ends
@@ -9,9 +9,9 @@ of every patch and gene at 2 µm (`skimage.metrics.structural_similarity`), `met
 `metrics.ssim` the same; `GeneScores` computes these and all its other columns.
 
 Scoring alone is timed on patches in memory: 64 different ones that return until there are 570,
-since 570 different ones would fill more than the gigabyte that scoring may take. The last row reads 570 different
-ones from disk while it scores them. Each scorer runs in a process of its own; its seconds
-hold neither imports nor the loading of compiled loops.
+since 570 different ones would fill more than the gigabyte that scoring may take. The last row reads
+570 different ones from disk while it scores them. Each scorer runs in a process of its own; its
+seconds hold neither imports nor the loading of compiled loops.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _range(x, work):
 def ssim(x, y, span, work):
     """Mean SSIM of x and y [H, W] over the 7 x 7 windows that lie within the map.
 
-    ``span`` is the data range, NaN for the joint minimum to maximum; ``work`` [5, W] is overwritten.
+    ``span`` is the data range, NaN for the joint minimum to maximum; ``work`` [5, W] is scratch.
     """
     height, width = x.shape
     if min(height, width) < 7:

@@ -1,4 +1,4 @@
-"""A sum over maps on a CPU, with its gradient, found piece by piece while each stays in the cache."""
+"""A sum over maps on a CPU and its gradient, found piece by piece while each stays in the cache."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def piecewise(
 
 
 class _Piecewise(torch.autograd.Function):
-    """The gradient is found in `forward`, where a piece is at hand, and only scaled in `backward`."""
+    """The gradient is found in `forward`, where a piece is at hand; `backward` only scales it."""
 
     @staticmethod
     def forward(ctx, weighted_sum, with_gradient, eta, counts, tissue, weights, *parameters):

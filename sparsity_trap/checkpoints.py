@@ -55,7 +55,8 @@ def load(path: Path, key: str) -> tuple[list[dict[str, float]], dict[str, Tensor
             metadata = file.metadata()
             if metadata["key"] != key:
                 return None
-            return json.loads(metadata["history"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            return json.loads(metadata["history"]), {k: file.get_tensor(k) for k in names}
     except (FileNotFoundError, SafetensorError):
         return None
 

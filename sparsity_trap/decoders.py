@@ -84,8 +84,8 @@ class Head(nn.Conv2d):
 def _set_bias(head: nn.Conv2d, genes: int, bias: float | Tensor) -> None:
     """Start a head of one or more channels per gene at the given η."""
     start = torch.as_tensor(bias, dtype=head.weight.dtype, device=head.weight.device)
-    with torch.no_grad():
-        head.bias.copy_(start.expand(genes).repeat_interleave(head.out_channels // genes))
+    values = start.detach().expand(genes).repeat_interleave(head.out_channels // genes)
+    head.bias = nn.Parameter(values)
 
 
 class ConvMixer(nn.Module):

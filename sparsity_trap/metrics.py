@@ -6,8 +6,8 @@ one patch at a time and summed in float64, so memory does not grow with the numb
 In tissue always means: values off tissue are set to 0 first, then 2 µm bins are summed. So no
 in-tissue score sees a prediction from a bin where the model was never supervised.
 
-Scoring is done on the CPU, by the compiled loops of ``_loops``, in as many threads as torch has; maps
-on another device are brought over patch by patch.
+Scoring is done on the CPU, by the compiled loops of ``_loops``, in as many threads as torch has;
+maps on another device are brought over patch by patch.
 """
 
 from __future__ import annotations
@@ -376,9 +376,11 @@ def _each(score: Callable[[int], T], *maps: Maps, mask: Maps | None) -> Iterator
 
 
 def _moments(truth: Maps, pred: Maps, mask: Maps | None, bin_factor: int = 1) -> Moments:
-    parts = _each(
-        lambda i: Moments.of(*_patch(i, truth, pred, mask=mask), bin_factor), truth, pred, mask=mask
-    )
+    def of_patch(i: int) -> Moments:
+        x, y, inside = _patch(i, truth, pred, mask=mask)
+        return Moments.of(x, y, inside, bin_factor)
+
+    parts = _each(of_patch, truth, pred, mask=mask)
     return reduce(Moments.__add__, parts)
 
 

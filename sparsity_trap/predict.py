@@ -261,9 +261,8 @@ def predict_image(
                 f"{image}: no patch of 256 µm holds enough tissue: check microns_per_pixel, or "
                 "give a mask image in which tissue is bright"
             )
-        name = name or Path(image).stem
         layout = Layout(
-            name=name,
+            name=name or Path(image).stem,
             microns_per_pixel=microns_per_pixel,
             orientation=Orientation(False, False, False),
             shape=in_tissue.shape,
@@ -280,7 +279,7 @@ def predict_image(
 
         rates = _rates(trained, layout.mask, patch)
         adata = bin_table(layout, rates, trained.genes, bin_um, genes)
-    adata.uns["sparsity_trap"] = _origin_of(trained, name, "image", bin_um)
+    adata.uns["sparsity_trap"] = _origin_of(trained, layout.name, "image", bin_um)
     return adata
 
 

@@ -42,6 +42,7 @@ def display_options() -> dict[str, object]:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # Line buffering hands every refresh over at once. Bars of a step share the file.
-        return {"file": open(path, "a", buffering=1), "ncols": 88}  # noqa: SIM115 - open while drawn
+        file = open(path, "a", buffering=1)  # noqa: SIM115 - open while drawn
+        return {"file": file, "ncols": 88}
     except OSError:
         return {}  # the results of the step will meet the same obstacle, and name it

@@ -97,20 +97,22 @@ def metrics(bench: dict) -> str:
 def training(bench: dict) -> str:
     """A training step against its floor and the published way, and how both grow."""
     lines = [
-        "| precision | s per epoch | ms per batch | decoder and loss alone, ms | floor, ms | over floor | bound by |",
+        "| precision | s per epoch | ms per batch | decoder and loss alone, ms | floor, ms | "
+        "over floor | bound by |",
         "|---|---|---|---|---|---|---|",
     ]
     for precision, run in bench["run"].items():
         floor = max(run["floor_compute_milliseconds"], run["floor_memory_milliseconds"])
         lines.append(
-            f"| {precision} | {run['seconds_per_epoch']:.2f} | {run['milliseconds_per_batch']:.1f} | "
+            f"| {precision} | {run['seconds_per_epoch']:.2f} | "
+            f"{run['milliseconds_per_batch']:.1f} | "
             f"{run['milliseconds_of_decoder_and_loss']:.1f} | {floor:.1f} | "
             f"{run['measured_over_floor']:.1f} × | {run['bound_by']} |"
         )
     run, way = next(iter(bench["run"].values())), bench["published_way"]
     lines.append(
-        f"\nArm {bench['arm']} at the size of preset `{bench['preset']}`: {run['patches']} training "
-        f"patches, batch {run['batch_size']}, {run['parameters']:,} parameters, "
+        f"\nArm {bench['arm']} at the size of preset `{bench['preset']}`: {run['patches']} "
+        f"training patches, batch {run['batch_size']}, {run['parameters']:,} parameters, "
         f"{run['gflop_per_batch']:.1f} GFLOP and {run['gb_per_batch']:.2f} GB per batch. The "
         "published way (open PNGs, encode the image in every step, loop on the host) takes "
         f"{way['times_slower_per_epoch']:.1f} times as long per epoch."
@@ -119,14 +121,15 @@ def training(bench: dict) -> str:
     lines.append(
         "\nOf the decoder's and the loss's time, "
         + ", ".join(f"{kind} take {share:.0%}" for kind, share in kinds)
-        + ". Only large matrix products reach the rate that the floor assumes; the tensors here are "
-        "small, and their element-wise passes do little arithmetic per byte."
+        + ". Only large matrix products reach the rate that the floor assumes; the tensors here "
+        "are small, and their element-wise passes do little arithmetic per byte."
     )
     if bench["encoder"]:
         encoder = bench["encoder"]
         lines.append(
-            f"\nEncoding with the Virchow2 architecture: {encoder['patches_per_second']:.0f} patches "
-            f"per second, {encoder['share_of_matmul_rate']:.0%} of the measured matrix rate."
+            f"\nEncoding with the Virchow2 architecture: {encoder['patches_per_second']:.0f} "
+            f"patches per second, {encoder['share_of_matmul_rate']:.0%} of "
+            "the measured matrix rate."
         )
     lines += ["\n| patches | genes | views | ms per patch | peak GB |", "|---|---|---|---|---|"]
     for row in bench["growth"]:

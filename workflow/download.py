@@ -1,8 +1,8 @@
 """Download the public colorectal sections: python workflow/download.py [P1 P2 P5]
 
 Per patient, the full-resolution H&E (11 to 14 GB) and, out of an archive of about 16 GB, the 2 µm
-matrix and its ``spatial`` folder. curl fetches: what broke off goes on where it stopped, in this call
-or in a later one. tar unpacks; the archive is deleted afterwards.
+matrix and its ``spatial`` folder. curl fetches: what broke off goes on where it stopped, in this
+call or in a later one. tar unpacks; the archive is deleted afterwards.
 
 SHA-256 checksums are recorded in ``download.json`` beside the ``outs`` folder when a file is first
 complete (10x Genomics publishes none), and compared by every later call.
@@ -25,8 +25,8 @@ from sparsity_trap.settings import ROOT, UserError
 #: Folder of all data sets on 10x Genomics' server; a file's address is <base>/<name>/<name>_<file>.
 BASE = "https://cf.10xgenomics.com/samples/spatial-exp/3.0.0"
 
-#: Name of each patient's data set. Public download scripts use the address of P5; those of P1 and P2
-#: follow the same pattern and were not tried. The data set without a suffix is P2 again.
+#: Name of each patient's data set. Public download scripts use the address of P5; those of P1 and
+#: P2 follow the same pattern and were not tried. The data set without a suffix is P2 again.
 DATA_SETS = {p: f"Visium_HD_Human_Colon_Cancer_{p}" for p in ("P1", "P2", "P5")}
 CONFIRMED = ("P5",)
 
@@ -128,7 +128,7 @@ def _fetch(url: str, target: Path, hint: str) -> None:
 
 
 def _unpack(archive: Path, outs: Path) -> None:
-    """Move what is needed of the archive into ``outs``; nothing appears there before all is sound."""
+    """Move what is needed of the archive into ``outs``: nothing appears before all is sound."""
     folder = archive.with_name("unpacking")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""What more sections cost in disk, memory and GPU time: arithmetic on array shapes, no measurement."""
+"""What more sections cost in disk, memory and GPU time: arithmetic on shapes, no measurement."""
 
 from __future__ import annotations
 

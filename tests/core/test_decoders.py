@@ -50,7 +50,7 @@ def test_head_bias_may_differ_between_genes(name):
 
 @pytest.mark.parametrize("name", ["hist2st", "img2st"])
 def test_output_lies_where_its_token_lies(name):
-    """The change that one token causes is largest in its own bins: no axis is swapped on the way."""
+    """The change that one token causes is largest in its own bins: no axis is swapped."""
     torch.manual_seed(0)
     decoder = build_decoder(name, 4, 2, bias=0.0, **SMALL).eval()
     tokens = torch.zeros(1, 4, 16, 16)

@@ -81,7 +81,11 @@ def test_jupyterlab_fits_the_environment_that_it_is_added_to():
 
 def imported() -> dict[str, str]:
     """Modules of other packages that the program imports, and a file that does."""
-    own = {path.stem for path in (ROOT / "workflow").glob("*.py")} | {"sparsity_trap", "benchmarks"}
+    own = {path.stem for path in (ROOT / "workflow").glob("*.py")} | {
+        "sparsity_trap",
+        "benchmarks",
+        "workflow",
+    }
     found: dict[str, str] = {}
     for folder in ("sparsity_trap", "workflow", "notebooks", "benchmarks", "book"):
         for path in (ROOT / folder).rglob("*.py"):
