@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 #: Width of a native bin, µm.
 BIN_UM = 2.0
 
@@ -29,6 +26,8 @@ def bin_sum(x: Maps, factor: int) -> Maps:
     [..., H / factor, W / factor] of the same kind and floating type as ``x``; integers become
     int64 and half precision float32, so that sums do not overflow. Differentiable for tensors.
     """
+    import torch  # here, so that who only asks for BIN_UM does without
+
     wide = torch.as_tensor(x)
     if not wide.is_floating_point():
         wide = wide.long()
@@ -39,7 +38,7 @@ def bin_sum(x: Maps, factor: int) -> Maps:
         raise ValueError(f"a map of {height} x {width} bins cannot be cut into {factor} x {factor}")
     if factor > 1:
         wide = wide.unflatten(-1, (-1, factor)).sum(-1).unflatten(-2, (-1, factor)).sum(-2)
-    return wide if isinstance(x, Tensor) else wide.numpy()
+    return wide if isinstance(x, torch.Tensor) else wide.numpy()
 
 
 def bin_mask(mask: Maps, factor: int) -> Maps:
