@@ -36,8 +36,7 @@ from sparsity_trap.files import building
 N_PATCHES = 570
 THREADS = 2
 DIFFERENT = 64  # patches in memory
-LOOP, ON_GPU = "scipy and scikit-image", "GeneScores, GPU"
-READING = "GeneScores, reading"
+LOOP, READING = "scipy and scikit-image", "GeneScores, reading"
 BATCH = 8  # patches, as they come from a model
 TOKEN_BINS = 8
 
@@ -68,8 +67,6 @@ def main() -> None:
 
 def measure(patches: int, folder: Path, rounds: int) -> dict[str, object]:
     """Measure all scorers on the same arrays."""
-    import torch
-
     from sparsity_trap.files import commit, hardware
 
     arrays = folder / f"{patches}.zarr"
@@ -77,9 +74,8 @@ def measure(patches: int, folder: Path, rounds: int) -> dict[str, object]:
         print(f"synthesising {patches} patches of {len(PANEL)} genes ...", flush=True)
         with building(arrays) as partial:
             write_arrays(partial, patches)
-    names = [name for name in SCORERS if name != ON_GPU or torch.cuda.is_available()]
     rows: dict[str, dict] = {}
-    for name in names:
+    for name in SCORERS:
         print(name, flush=True)
         run = ("benchmarks.metrics", "--run", name, str(arrays))
         runs = [run_alone(*run, OMP_NUM_THREADS=str(THREADS)) for _ in range(rounds)]
@@ -201,24 +197,10 @@ def by_gene_scores(*maps: Maps) -> dict[str, np.ndarray]:
     return scores.compute()
 
 
-def by_gene_scores_on_gpu(counts: Maps, rates: Maps, masks: Maps) -> dict[str, np.ndarray]:
-    """Ours, on a GPU; the copying of maps to it counts as scoring."""
-    import torch
-
-    from sparsity_trap.scores import GeneScores
-
-    scores = GeneScores(PANEL)
-    for start in range(0, counts.shape[0], BATCH):
-        part = slice(start, start + BATCH)
-        scores.update(counts[part], torch.as_tensor(rates[part]).cuda(), masks[part])
-    return scores.compute()
-
-
 SCORERS: dict[str, Callable[..., dict]] = {
     LOOP: by_loop,
     "pcc and ssim": by_functions,
     "GeneScores": by_gene_scores,
-    ON_GPU: by_gene_scores_on_gpu,
     READING: by_gene_scores,
 }
 

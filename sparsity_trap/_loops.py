@@ -226,7 +226,7 @@ def ssim_maps(truth, pred, level, mask, span, out):
 @_compiled
 def coarsen(x, factor, out):
     """Sum factor x factor bins of x [H, W] into ``out`` [H / factor, W / factor]."""
-    rows = np.empty(x.shape[1])
+    rows = np.empty(x.shape[1])  # whole rows are added first: that vectorises
     for i in range(out.shape[0]):
         rows[:] = x[i * factor]
         for k in range(1, factor):
@@ -308,6 +308,7 @@ def score(truth, pred, level, rate, masks, floor, scored, out, histogram):
     for g in range(genes):
         load(truth, pred, level, g, x, y)
         if not whole:
+            # Unmasked scores come first: the maps are then cleared off tissue in place.
             halve(x, x4)
             halve(y, y4)
             halve(x4, x8)
@@ -337,6 +338,7 @@ def score(truth, pred, level, rate, masks, floor, scored, out, histogram):
             moments(z, y, inside, moments_out[g, 6])
             moments(z8, y8, inside8, moments_out[g, 7])
         poisson(x, y, level[g], mask, floor, found, poisson_out[g], histogram[g])
+        # Bins at the border that do not count must not enter the windows of SSIM either.
         x8 *= inside8
         y8 *= inside8
         if scored:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
 
 import torch
 import torch.nn.functional as F
@@ -356,13 +356,9 @@ def build_decoder(
     ValueError
         For an unknown name.
     """
-    sizes: dict[str, dict[str, Any]] = {
-        "hist2st": dict(
-            hidden=hidden, heads=heads, layers=layers, neighbours=neighbours, dropout=dropout
-        ),
-        "img2st": dict(hidden=hidden),
-        "linear": {},
-    }
     if name not in DECODERS:
         raise ValueError(f"decoder '{name}' is unknown: choose one of {', '.join(DECODERS)}")
-    return DECODERS[name](channels, genes, bias=bias, **sizes[name])
+    sizes = dict(hidden=hidden, heads=heads, layers=layers, neighbours=neighbours, dropout=dropout)
+    has = inspect.signature(DECODERS[name]).parameters
+    own = {size: value for size, value in sizes.items() if size in has}
+    return DECODERS[name](channels, genes, bias=bias, **own)

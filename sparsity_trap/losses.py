@@ -181,10 +181,7 @@ def _stirling(x: Tensor) -> Tensor:
 
 #: Losses of the rate, and likelihoods of its logarithm with their parameters, one per gene.
 _OF_RATE: dict[str, Callable[..., Tensor]] = {"mse": mse, "mse-log1p": mse_log1p}
-_OF_LOG_RATE: dict[str, Callable[..., Tensor]] = {
-    "poisson": poisson,
-    "nb": negative_binomial,
-}
+_OF_LOG_RATE: dict[str, Callable[..., Tensor]] = {"poisson": poisson, "nb": negative_binomial}
 
 #: log λ of a bin off tissue in a sum over bins: no share of it, and finite.
 _LOG_NOTHING = -1e4
@@ -311,7 +308,7 @@ def bin_factors(resolutions_um: Sequence[int]) -> list[int]:
 
 
 def _block_sum(x: Tensor, factor: int) -> Tensor:
-    """`binning.bin_sum` of floating point maps [B, G, H, W], twice as fast on a CPU."""
+    """`bins.bin_sum` of floating point maps [B, G, H, W], twice as fast on a CPU."""
     return F.avg_pool2d(x, factor, divisor_override=1)
 
 

@@ -12,6 +12,7 @@ maps on another device are brought over patch by patch.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -32,6 +33,7 @@ MIN_TISSUE = 0.05
 LEAST_RATE = 2.0**-24
 
 T = TypeVar("T")
+S = TypeVar("S", "Moments", "PoissonSums")
 
 
 # --- sums that can be merged ----------------------------------------------------------------------
@@ -190,7 +192,7 @@ def pcc(truth: Maps, pred: Maps, mask: Maps | None = None, bin_factor: int = 1) 
     >>> st.pcc(truth, 0 * truth)
     array([nan])
     """
-    return _moments(truth, pred, mask, bin_factor).pcc()
+    return _total(Moments.of, truth, pred, mask, bin_factor).pcc()
 
 
 def pooled_pcc(truth: Maps, pred: Maps, mask: Maps | None = None) -> float:
@@ -199,17 +201,17 @@ def pooled_pcc(truth: Maps, pred: Maps, mask: Maps | None = None) -> float:
     Dominated by differences between genes; never to be mixed with the per-gene ``pcc``.
     Arguments as for ``pcc``.
     """
-    return _moments(truth, pred, mask).pooled().pcc().item()
+    return _total(Moments.of, truth, pred, mask).pooled().pcc().item()
 
 
 def mse(truth: Maps, pred: Maps, mask: Maps | None = None) -> np.ndarray:
     """Mean squared error per bin, float64 [G]. Arguments as for ``pcc``."""
-    return _moments(truth, pred, mask).mse()
+    return _total(Moments.of, truth, pred, mask).mse()
 
 
 def calibration(truth: Maps, pred: Maps, mask: Maps | None = None) -> np.ndarray:
     """Predicted over observed total, float64 [G]; NaN without a count. Arguments as for ``pcc``."""
-    return _moments(truth, pred, mask).calibration()
+    return _total(Moments.of, truth, pred, mask).calibration()
 
 
 def poisson_deviance(truth: Maps, pred: Maps, mask: Maps | None = None) -> np.ndarray:
@@ -229,7 +231,7 @@ def poisson_deviance(truth: Maps, pred: Maps, mask: Maps | None = None) -> np.nd
     -------
     float64 [G].
     """
-    return _poisson(truth, pred, mask).deviance()
+    return _total(PoissonSums.of, truth, pred, mask).deviance()
 
 
 def d2(truth: Maps, pred: Maps, train_mean: Maps, mask: Maps | None = None) -> np.ndarray:
@@ -253,12 +255,12 @@ def d2(truth: Maps, pred: Maps, train_mean: Maps, mask: Maps | None = None) -> n
     >>> st.d2(truth, truth, train_mean=[2.0]).round(6)
     array([1.])
     """
-    return _poisson(truth, pred, mask).d2(np.asarray(train_mean))
+    return _total(PoissonSums.of, truth, pred, mask).d2(np.asarray(train_mean))
 
 
 def sparsity(truth: Maps, mask: Maps | None = None) -> np.ndarray:
     """Fraction of in-tissue bins without a count, float64 [G]. Arguments as for ``pcc``."""
-    return _poisson(truth, truth, mask).sparsity()
+    return _total(PoissonSums.of, truth, truth, mask).sparsity()
 
 
 def ssim(
@@ -303,12 +305,11 @@ def ssim(
     wanted = np.nan if data_range is None else data_range
     data_range = np.broadcast_to(np.asarray(wanted, dtype=np.float64), (n, genes))
 
-    def of_patch(i: int) -> None:
-        t, p, m = _patch(i, truth, pred, mask=mask)
+    def of_patch(i: int, t: np.ndarray, p: np.ndarray, m: np.ndarray) -> None:
         if m.mean() >= min_tissue:
             _loops.ssim_maps(*_loadable(t, p), m, data_range[i].copy(), scores[i])
 
-    for _ in _each(of_patch, truth, pred, mask=mask):
+    for _ in _each(of_patch, truth, pred, mask):
         pass
     return scores
 
@@ -369,26 +370,20 @@ def _array(x: Maps) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy() if isinstance(x, Tensor) else x)
 
 
-def _each(score: Callable[[int], T], *maps: Maps, mask: Maps | None) -> Iterator[T]:
-    """Scores of all patches, in order; a thread reads and scores one patch at a time."""
+def _each(score: Callable[..., T], truth: Maps, pred: Maps, mask: Maps | None) -> Iterator[T]:
+    """``score(number, truth, pred, mask)`` of all patches, in order.
+
+    A thread reads and scores one patch at a time.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        yield from pool.map(score, _numbers(*maps, mask=mask))
+        patches = _numbers(truth, pred, mask=mask)
+        yield from pool.map(lambda i: score(i, *_patch(i, truth, pred, mask=mask)), patches)
 
 
-def _moments(truth: Maps, pred: Maps, mask: Maps | None, bin_factor: int = 1) -> Moments:
-    def of_patch(i: int) -> Moments:
-        x, y, inside = _patch(i, truth, pred, mask=mask)
-        return Moments.of(x, y, inside, bin_factor)
-
-    parts = _each(of_patch, truth, pred, mask=mask)
-    return reduce(Moments.__add__, parts)
-
-
-def _poisson(truth: Maps, pred: Maps, mask: Maps | None) -> PoissonSums:
-    parts = _each(
-        lambda i: PoissonSums.of(*_patch(i, truth, pred, mask=mask)), truth, pred, mask=mask
-    )
-    return reduce(PoissonSums.__add__, parts)
+def _total(of: Callable[..., S], truth: Maps, pred: Maps, mask: Maps | None, *options: int) -> S:
+    """Sums ``of(truth, pred, mask, *options)`` over all patches."""
+    parts = _each(lambda _, *patch: of(*patch, *options), truth, pred, mask)
+    return reduce(operator.add, parts)
 
 
 def _packed(counts: np.ndarray, rate: np.ndarray) -> np.ndarray:

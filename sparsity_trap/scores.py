@@ -136,18 +136,17 @@ class GeneScores:
         self._rate_known: bool | None = None
         self._columns: dict[str, np.ndarray] | None = None
 
-    def update(self, truth: Maps, pred: Maps, mask: Maps, rate: Maps | None = None) -> None:
+    def update(self, counts: Maps, rate: Maps, mask: Maps, true_rate: Maps | None = None) -> None:
         """Add patches.
 
         Parameters
         ----------
-        truth, pred
+        counts, rate
             Counts and predicted rates at 2 µm [B, G, H, W]; H and W are multiples of 8.
         mask
             bool [B, H, W], tissue.
-        rate
-            The true rate [B, G, H, W], known only in simulated sections; for every patch or for
-            none.
+        true_rate
+            [B, G, H, W], known only in simulated sections; for every patch or for none.
 
         Raises
         ------
@@ -156,18 +155,17 @@ class GeneScores:
             the unmasked scores are then undefined); shapes differ; or the true rate is given for
             some patches only.
         """
-        if self._rate_known is None:
-            self._rate_known = rate is not None
-        if self._rate_known != (rate is not None):
+        known = true_rate is not None
+        if self._rate_known not in (None, known):
             raise ValueError(f"{self.name}: give the true rate of every patch, or of none")
-        self._columns = None
-        others = () if rate is None else (rate,)
+        self._rate_known, self._columns = known, None
+        maps = (counts, rate, true_rate) if known else (counts, rate)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for i in _numbers(truth, pred, *others, mask=mask):
-                t, p, *r, m = _patch(i, truth, pred, *others, mask=mask)
+            for i in _numbers(*maps, mask=mask):
+                y, p, *true, m = _patch(i, *maps, mask=mask)
                 if not self._ranks.bins:
-                    self._histogram = np.zeros((len(t), 2, N_LEVELS), np.int32)
-                self._add(m, _sums(t, p, r[0] if r else t[:0], m, self._histogram, pool))
+                    self._histogram = np.zeros((len(y), 2, N_LEVELS), np.int32)
+                self._add(m, _sums(y, p, true[0] if true else y[:0], m, self._histogram, pool))
 
     def _add(self, mask: np.ndarray, sums: PatchSums) -> None:
         moments = Moments(*np.moveaxis(sums.moments, -1, 0))

@@ -70,7 +70,6 @@ def metrics(bench: dict) -> str:
         "scipy and scikit-image": "loop over scipy and scikit-image",
         "pcc and ssim": "PCC and SSIM",
         "GeneScores": "every score of a run in one pass",
-        "GeneScores, GPU": "the same, on a GPU",
         "GeneScores, reading": "the same, of patches read from disk meanwhile",
     }
     lines = ["| | seconds | peak MB | times faster |", "|---|---|---|---|"]

@@ -98,8 +98,9 @@ MUTANTS = {
     ),
     "PCC of all genes together": Mutant(
         "metrics.py",
-        "return _moments(truth, pred, mask, bin_factor).pcc()",
-        "return _moments(truth, pred, mask, bin_factor).pooled().pcc().repeat(truth.shape[1])",
+        "return _total(Moments.of, truth, pred, mask, bin_factor).pcc()",
+        "scores = _total(Moments.of, truth, pred, mask, bin_factor).pooled().pcc()\n"
+        "    return scores.repeat(truth.shape[1])",
         ("core/test_metrics.py::test_pcc_equals_scipy",),
     ),
     "undefined scores are 0": Mutant(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 EXAMPLES = """
 import doctest, json, sys
 import sparsity_trap as st
-places = [st.decoders, st.losses, st.metrics, sys.modules["sparsity_trap.scores"]]
+places = [st.decoders, st.losses, st.metrics, sys.modules[st.GeneScores.__module__]]
 failed = tried = 0
 for place in places:
     result = doctest.testmod(place)
