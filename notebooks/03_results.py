@@ -150,12 +150,10 @@ tables.show(table.astype({"seconds": int}), missing="undefined", sortable=True)
 here = every[every["test_patient"] == settings.main_patient].sort_values("seed")
 for row in here.drop_duplicates("arm").to_dict("records"):
     quote(f"arm.{row['arm']}", **row)
-quote("preset", n_runs=len(every), n_arms=every["arm"].nunique())
 quote(
     "training",
     n_train=poisson.provenance["training_patches"],
     n_validation=poisson.provenance["validation_patches"],
-    **{"seconds.total": every["seconds"].sum()},
 )
 
 # %% [markdown]
