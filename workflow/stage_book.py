@@ -30,7 +30,7 @@ def quoted(preset: Preset, names: list[str]) -> dict[str, object]:
     Raises
     ------
     UserError
-        Two notebooks quote one key with different values.
+        Two notebooks quote one key with different values, or one quotes a setting.
     """
     numbers: dict[str, object] = {}
     origin: dict[str, str] = {}
@@ -41,11 +41,13 @@ def quoted(preset: Preset, names: list[str]) -> dict[str, object]:
     }
     for name, values in {**sources, "the preset": of_preset(preset)}.items():
         for key, value in values.items():
-            if numbers.setdefault(key, value) != value:
+            # Sums of floats may differ in the last digit: what the preset says, no notebook does.
+            if key in numbers and (numbers[key] != value or name == "the preset"):
                 raise UserError(
                     f"'{key}' is {numbers[key]} in {origin[key]} and {value} in {name}: "
                     "quote it once"
                 )
+            numbers[key] = value
             origin.setdefault(key, name)
     numbers["cohort.n_patches"] = sum(numbers[f"cohort.n_patches.{p}"] for p in preset.patients)
     return numbers
