@@ -38,6 +38,7 @@ from benchmarks.synthesis import (
     write_image_section,
     write_section,
 )
+from sparsity_trap.bins import PATCH_BINS
 from sparsity_trap.data.genes import PANEL
 from sparsity_trap.data.inflate import in_threads, pieces, reader
 from sparsity_trap.data.spaceranger import (
@@ -46,7 +47,6 @@ from sparsity_trap.data.spaceranger import (
     read_8um_table,
     read_counts,
 )
-from sparsity_trap.decoders import PATCH_BINS
 from sparsity_trap.files import building
 from workflow.bench_tables import ingest
 

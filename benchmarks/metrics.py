@@ -28,9 +28,8 @@ import numpy as np
 import zarr
 
 from benchmarks.processes import peak_mb, run_alone
-from sparsity_trap.bins import Maps
+from sparsity_trap.bins import PATCH_BINS, Maps
 from sparsity_trap.data.genes import PANEL, panel_table
-from sparsity_trap.data.patches import PATCH_BINS
 from sparsity_trap.files import building
 
 N_PATCHES = 570

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sparsity_trap.bins import PATCH_BINS
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, SCALES, SPATIAL
-from sparsity_trap.decoders import PATCH_BINS
 
 if TYPE_CHECKING:
     import h5py

@@ -32,6 +32,7 @@ from matplotlib.patches import Rectangle
 from scipy.ndimage import correlate1d, gaussian_filter, uniform_filter
 
 from sparsity_trap import runs
+from sparsity_trap.bins import PATCH_BINS
 from sparsity_trap.data import alignment, patches, spaceranger
 from sparsity_trap.data.genes import in_panel
 from sparsity_trap.data.geometry import coarse_fit, fit_grid_to_pixels, orientation_of
@@ -120,7 +121,7 @@ shown = axes[1].imshow(total, **colours)
 figure.colorbar(shown, ax=axes[1], shrink=0.7, label="UMI")
 axes[2].imshow(overview.mean(-1), cmap="gray", alpha=0.55)
 axes[2].imshow(total, **colours, alpha=0.5)
-side = patches.PATCH_BINS // 4
+side = PATCH_BINS // 4
 for first_row, first_col in store.origin[:] / 4:
     corner = first_col - 0.5, first_row - 0.5
     axes[2].add_patch(Rectangle(corner, side, side, fill=False, ec="w", lw=0.7))

@@ -7,6 +7,10 @@ from typing import Any
 #: Width of a native bin, µm.
 BIN_UM = 2.0
 
+#: Tokens along one side of a patch, and 2 µm bins along one side of a token and of a patch.
+TOKEN_GRID, BINS_PER_TOKEN = 16, 8
+PATCH_BINS = TOKEN_GRID * BINS_PER_TOKEN
+
 #: Anything indexed by patch that NumPy understands: ndarray, Tensor, zarr.Array.
 Maps = Any
 

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Tokens along one side of a patch, and 2 µm bins along one side of a token and of a patch.
-TOKEN_GRID, BINS_PER_TOKEN = 16, 8
-PATCH_BINS = TOKEN_GRID * BINS_PER_TOKEN
+from sparsity_trap.bins import BINS_PER_TOKEN, TOKEN_GRID
 
 #: Doublings of the side from tokens to 2 µm bins.
 _DOUBLINGS = BINS_PER_TOKEN.bit_length() - 1

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS, PatchStore
-from sparsity_trap.decoders import TOKEN_GRID
 from sparsity_trap.files import building
 from sparsity_trap.filterbank import FilterBank
 from sparsity_trap.progress import track

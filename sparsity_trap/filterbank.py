@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsity_trap.decoders import TOKEN_GRID
+from sparsity_trap.bins import TOKEN_GRID
 
 # Optical density of haematoxylin, eosin and a residual, one stain per row (Ruifrok & Johnston
 # 2001, Anal Quant Cytol Histol 23:291-299); the residual is the cross product of the first two.

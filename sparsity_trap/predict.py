@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sparsity_trap.bin_table import Layout, bin_table
-from sparsity_trap.bins import BIN_UM
+from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.data.geometry import GridFit, Orientation, coarse_fit, orientation_of
 from sparsity_trap.data.image import open_image, read_mask, small_images, tissue_mask
 from sparsity_trap.data.patches import PatchStore, choose_patches, patch_window, resample
 from sparsity_trap.data.spaceranger import SPATIAL, Slide, read_positions
-from sparsity_trap.decoders import PATCH_BINS, build_decoder
+from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import building, commit
 from sparsity_trap.model import Model

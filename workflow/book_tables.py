@@ -14,8 +14,9 @@ import pandas as pd
 import scaling
 import torch
 
+from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
-from sparsity_trap.decoders import DECODERS, TOKEN_GRID, build_decoder
+from sparsity_trap.decoders import DECODERS, build_decoder
 from sparsity_trap.encoders import ENCODERS, EncoderCard, FilterBank, TimmTokens
 from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset, load_preset
 

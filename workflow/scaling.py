@@ -8,9 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsity_trap.analysis import published
-from sparsity_trap.data.patches import PATCH_BINS, PATCH_PIXELS
+from sparsity_trap.bins import PATCH_BINS, TOKEN_GRID
+from sparsity_trap.data.patches import PATCH_PIXELS
 from sparsity_trap.decoders import build_decoder
-from sparsity_trap.encoders import TOKEN_GRID, views
+from sparsity_trap.encoders import views
 from sparsity_trap.settings import Preset
 
 #: Public files of one section: the archive of binned outputs and the image, GB (10x Genomics).

@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 
 from sparsity_trap import runs
-from sparsity_trap.bins import BIN_UM, Maps, bin_mask, bin_sum
+from sparsity_trap.bins import BIN_UM, BINS_PER_TOKEN, Maps, bin_mask, bin_sum
 from sparsity_trap.data.patches import PatchStore
-from sparsity_trap.decoders import BINS_PER_TOKEN
 from sparsity_trap.runs import Result
 from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import Preset, UserError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from sparsity_trap.bins import BIN_UM
+from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.data.alignment import stripe_factors
 from sparsity_trap.data.geometry import (
     GridFit,
@@ -26,7 +26,6 @@ from sparsity_trap.data.geometry import (
 from sparsity_trap.data.image import open_image, read_mask, read_region
 from sparsity_trap.data.matrix import in_order
 from sparsity_trap.data.spaceranger import MATRIX, Positions, Slide, read_counts, read_positions
-from sparsity_trap.decoders import PATCH_BINS
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.settings import Patches, Source, UserError

@@ -17,8 +17,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from sparsity_trap.bins import bin_sum
-from sparsity_trap.data.patches import OVERVIEW_BINS, PATCH_BINS, PatchStore, assemble
+from sparsity_trap.bins import PATCH_BINS, bin_sum
+from sparsity_trap.data.patches import OVERVIEW_BINS, PatchStore, assemble
 from sparsity_trap.files import building
 from sparsity_trap.settings import MARKS
 from sparsity_trap.show.maps import tissue_bins

@@ -8,7 +8,8 @@ import matplotlib
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 
-from sparsity_trap.data.patches import OVERVIEW_BINS, PATCH_BINS, PatchStore
+from sparsity_trap.bins import PATCH_BINS
+from sparsity_trap.data.patches import OVERVIEW_BINS, PatchStore
 
 #: A page has to load quickly, and 50 genes of a whole section have to fit the site.
 MAP_BYTES, PICTURE_BYTES = 200_000, 600_000
