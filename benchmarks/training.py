@@ -38,12 +38,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsity_trap import losses, training
-from sparsity_trap.bins import PATCH_BINS
+from sparsity_trap.bins import PATCH_BINS, TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.devices import launch
 from sparsity_trap.encoders import (
-    TOKEN_GRID,
     FilterBank,
     TimmTokens,
     declare_torchvision_ops,
