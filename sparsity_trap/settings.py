@@ -70,6 +70,23 @@ class Simulation(_Strict):
     patient_sd: float = Field(
         0.2, ge=0, description="s.d. of log expression shift per gene, patient"
     )
+    dispersion: float = Field(
+        0.0, ge=0, description="θ of negative binomial counts, variance μ + μ²/θ; 0 is Poisson"
+    )
+    dispersion_sd: float = Field(0.0, ge=0, le=3, description="s.d. of log θ between genes")
+    registration_um: float = Field(
+        0.0, ge=0, le=50, description="r.m.s. shift of the counts against the image, µm"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of bins that lose a gene's count")
+    image_link: Fraction = Field(
+        1.0, description="share of a gene's mean that follows what the image shows"
+    )
+
+    @model_validator(mode="after")
+    def _spread_is_of_something(self) -> Simulation:
+        if self.dispersion_sd and not self.dispersion:
+            raise ValueError("dispersion_sd spreads θ between genes: give dispersion too")
+        return self
 
 
 class Genes(_Strict):

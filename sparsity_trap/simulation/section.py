@@ -2,7 +2,8 @@
 
 Tissue comes from `tissue` or `label_map`, its picture from `stain`; here cells become transcripts:
 per cell type a profile over the panel, per cell a library factor, lateral diffusion, uneven
-library size, row and column stripes, and Poisson counts per 2 µm bin.
+library size, row and column stripes, and counts per 2 µm bin: Poisson draws, unless the settings
+make them depart from that (see `departures`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +29,7 @@ from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.settings import SIMULATION, Simulation
 from sparsity_trap.simulation.cells import Kind, Region, expression
+from sparsity_trap.simulation.departures import Departures
 from sparsity_trap.simulation.growth import grow_section
 from sparsity_trap.simulation.label_map import (
     LABEL_UM,
@@ -129,15 +132,15 @@ def simulate_section(
     image = render(anatomy, stain, settings.pixel_um, _rng(settings, patient, "paint"))
     bar.update()
 
-    with building(Path(outs)) as partial:
-        square = partial / "binned_outputs" / "square_002um"
+    with building(Path(outs)) as build:
+        square = build / "binned_outputs" / "square_002um"
         (square / "spatial").mkdir(parents=True)
-        _write_image(partial, square, image, settings)
+        _write_image(build, square, image, settings)
         del image
         bar.update()
         tissue = _write_positions(square, anatomy, matrix, settings)
         bar.update()
-        _write_counts(partial, square, anatomy, matrix, tissue, patient, settings, source)
+        _write_counts(build, square, anatomy, matrix, tissue, patient, settings, source)
         bar.update()
     bar.close()
 
@@ -263,7 +266,7 @@ def _write_counts(
     settings: Simulation,
     source: str,
 ) -> None:
-    """Draw counts gene by gene; write the matrix and the rates they were drawn from."""
+    """Draw counts gene by gene; write the matrix and the means of the counts."""
     count = tissue.shape[0]
     names, zeros, levels = expression()
     rng = _rng(settings, patient, "expression")
@@ -288,11 +291,12 @@ def _write_counts(
         dtype="float16",
         fill_value=0,
     )
-    draw = _rng(settings, patient, "counts")
+    depart = Departures(settings, partial(_rng, settings, patient), len(names), tissue)
+    depart.write(truth)
     bins, genes, values = [], [], []
-    for g, rate in enumerate(_rates(fields, weight, tissue, levels, zeros, shift)):
+    for g, rate in enumerate(_rates(fields, weight, depart, levels, zeros, shift)):
         rates[g] = rate
-        drawn = draw.poisson(rate[tissue].astype(np.float32))
+        drawn = depart.draw(g, rate[tissue].astype(np.float32))
         at = np.flatnonzero(drawn)
         bins.append(at.astype(np.int32))
         genes.append(np.full(len(at), g, np.int64))
@@ -313,15 +317,16 @@ def _write_counts(
 def _rates(
     fields: np.ndarray,
     weight: np.ndarray,
-    tissue: np.ndarray,
+    depart: Departures,
     levels: np.ndarray,
     zeros: np.ndarray,
     shift: np.ndarray,
 ) -> Iterator[np.ndarray]:
-    """Rate of each gene in every bin, float16 [array_row, array_col].
+    """Mean count of each gene in every bin, float16 [array_row, array_col].
 
-    Each gene is scaled so that this section would show its published share of zero bins; the
-    patient's shift is applied on top. Counts are drawn from these very rates, rounding included.
+    Each gene is scaled so that this section, without departures, would show its published share of
+    zero bins; the patient's shift is applied on top. Counts are drawn around these very means,
+    rounding included.
 
     Parameters
     ----------
@@ -329,16 +334,18 @@ def _rates(
         RNA of each cell type, [kind, array_row, array_col].
     weight
         Factor of each bin: library size and stripes, 0 off tissue.
-    tissue
-        bool [array_row, array_col].
+    depart
+        What the section does otherwise, and its tissue.
     levels, zeros, shift
         Expression [gene, kind], share of zero bins and patient's factor [gene].
     """
+    tissue = depart.tissue
     for g, level in enumerate(levels):
-        rate = np.tensordot(level, fields, axes=1)
-        rate = (rate + _AMBIENT * rate[tissue].mean()) * weight
+        told = np.tensordot(level, fields, axes=1)
+        told = told + _AMBIENT * told[tissue].mean()
+        rate = told * weight
         rate *= scale_to_sparsity(rate[tissue], zeros[g]) * shift[g]
-        yield rate.astype(np.float16)
+        yield depart.rate(told, weight, rate).astype(np.float16)
 
 
 def scale_to_sparsity(rate: np.ndarray, zeros: float) -> float:
