@@ -1,6 +1,6 @@
 """Whatever is killed, and whenever: the next start ends with the results of an undisturbed run.
 
-``SPARSITY_TRAP_KILLS`` sets how often the chain of steps is killed (default 10), and
+``SPARSITY_TRAP_KILLS`` sets how often the chain of steps is killed (default 5), and
 ``SPARSITY_TRAP_KILL_SEED`` at which moments. Where it is set, the whole book is made too, and
 killed in analyses and while it is rendered, which takes some minutes.
 """
@@ -163,7 +163,7 @@ def differences(made: dict[str, bytes], reference: dict[str, bytes]) -> list[str
 
 @pytest.mark.slow
 def test_chain_killed_at_any_moment(tmp_path, undisturbed):
-    kills = int(os.environ.get("SPARSITY_TRAP_KILLS", "10"))
+    kills = int(os.environ.get("SPARSITY_TRAP_KILLS", "5"))
     draw = random.Random(int(os.environ.get("SPARSITY_TRAP_KILL_SEED", "7")))
     # As many in each phase, in the order of phases: the next start gets beyond the one before.
     moments = [
