@@ -104,6 +104,10 @@ class Moments:
         """Total of y over total of x; NaN where x has none."""
         return _ratio(self.mean_y, self.mean_x)
 
+    def cv(self) -> np.ndarray:
+        """Coefficient of variation of y; NaN where its mean is 0."""
+        return _ratio(np.sqrt(_ratio(self.yy, self.n)), self.mean_y)
+
 
 @dataclass(frozen=True)
 class PoissonSums:

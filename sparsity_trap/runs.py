@@ -49,7 +49,7 @@ from sparsity_trap.settings import (
 from sparsity_trap.training import train
 
 __all__ = [
-    "Quotes", "Result", "contrast", "gains", "kept_table", "load", "load_all", "long_table",
+    "Quotes", "Result", "collapsed", "contrast", "kept_table", "load", "load_all", "long_table",
     "matched", "of_arm", "open_preset", "panel", "pick", "run", "run_table", "section", "store",
     "tokens",
 ]  # fmt: skip
@@ -295,9 +295,34 @@ class Result:
     provenance: dict
 
     @property
+    def patches(self) -> np.ndarray:
+        """Sums of each patch at 8 µm, float64 [N, G, 6], as `scores.GeneScores.patches`."""
+        return np.load(self.folder / "patches.npy")
+
+    @property
     def predictions(self) -> zarr.Array:
         """Predicted rates, float16 [N, G, 128, 128], patches in store order."""
         return zarr.open_group(self.folder / "predictions.zarr", mode="r")["rate"]
+
+
+def collapsed(genes: pd.DataFrame, keep: float = 1.0) -> bool:
+    """Whether a run ended in maps without information, for more than half of its genes.
+
+    A gene's map is without information when it is flat (the rate varies over 2 µm tissue bins by
+    less than `FLAT` of its mean), or when it is empty (a total below `EMPTY` of what is expected)
+    and what is left of it does not correlate (PCC at 8 µm below `NULL_PCC`).
+
+    Parameters
+    ----------
+    genes
+        Per-gene scores of the run.
+    keep
+        Share of the UMIs that it was trained on, so of the total to expect.
+    """
+    flat = ~(genes["rate_cv"] >= FLAT)  # NaN where the total is 0
+    empty = ~(genes["calibration"] >= EMPTY * keep)
+    lost = flat | empty & ~(genes["pcc_8um"] >= NULL_PCC)
+    return bool(lost.mean() > 0.5)
 
 
 def load(preset: Preset, this: Run) -> Result:
@@ -350,6 +375,13 @@ def of_arm(preset: Preset, arm: str, test_patients: str = "", seeds: str = "") -
     return list(dict.fromkeys(chosen))
 
 
+#: Columns of a run's per-gene table that are no scores.
+FACTS = ("gene", "category", "sparsity", "mean_count", "auprc_base", "calibration", "rate_cv")
+
+#: What a map without information is; see `collapsed`.
+FLAT, EMPTY, NULL_PCC = 0.05, 0.1, 0.05
+
+
 def load_all(preset: Preset) -> list[Result]:
     """Every run of the preset, in its order."""
     return [load(preset, this) for this in preset.all_runs()]
@@ -399,6 +431,7 @@ def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
             "bias": arm.bias,
         }
         row |= {score: result.genes[score].mean() for score in SCORES}
+        row["collapsed"] = collapsed(result.genes, arm.keep)
         row["undefined_pcc_8um"] = int(result.genes["pcc_8um"].isna().sum())
         row |= result.scores["pooled"]
         row |= {key: result.provenance[key] for key in ("parameters", "epochs", "seconds")}
@@ -409,11 +442,14 @@ def run_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
 def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
     """One row per run and gene: what the run was, and the gene's scores.
 
+    A run that `collapsed` has no scores here, only facts: its maps say nothing, and the score of
+    nothing is no effect. It is counted instead.
+
     Returns
     -------
-    DataFrame with columns ``run``, ``arm``, ``patient``, ``seed``, the settings of the arm
-    (``bias`` is "published" for the publication's bias of that link, ``bias_value`` the number
-    itself), and those of the per-gene table.
+    DataFrame with columns ``run``, ``arm``, ``patient``, ``seed``, ``collapsed``, the settings of
+    the arm (``bias`` is "published" for the publication's bias of that link, ``bias_value`` the
+    number itself), and those of the per-gene table.
     """
     parts = []
     for result in results:
@@ -423,9 +459,14 @@ def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
             settings["bias"] = "published"
         settings["bias_value"] = arm.bias
         bin_um = arm.resolutions_um[0] if len(arm.resolutions_um) == 1 else np.nan
+        failed = collapsed(result.genes, arm.keep)
+        genes = result.genes
+        if failed:
+            genes = genes.assign(**dict.fromkeys(genes.columns.difference(FACTS), np.nan))
         parts.append(
-            result.genes.assign(
+            genes.assign(
                 run=result.run.name,
+                collapsed=failed,
                 arm=result.run.arm,
                 patient=result.run.test_patient,
                 seed=result.run.seed,
@@ -434,24 +475,3 @@ def long_table(preset: Preset, results: list[Result]) -> pd.DataFrame:
             )
         )
     return pd.concat(parts, ignore_index=True)
-
-
-def gains(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    """Gain of one arm over another per gene, patient and seed that both were run with.
-
-    Parameters
-    ----------
-    table
-        From `long_table`, with a column ``score``.
-    pair
-        The arm that is subtracted, and the arm it is subtracted from.
-
-    Returns
-    -------
-    DataFrame with ``gene``, ``category``, ``sparsity``, ``patient``, ``seed`` and ``delta``, as
-    `stats.mixed_model` takes it; empty where an arm was not run.
-    """
-    keys = ["gene", "category", "sparsity", "patient", "seed"]
-    wide = table[table["arm"].isin(pair)].pivot(index=keys, columns="arm", values="score")
-    wide = wide.reindex(columns=list(pair)).dropna()
-    return (wide[pair[1]] - wide[pair[0]]).rename("delta").reset_index()

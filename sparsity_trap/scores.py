@@ -95,8 +95,8 @@ class RankFile:
 class GeneScores:
     """Every per-gene score of a run, from patches that arrive in batches.
 
-    Memory does not grow with the patches; what ranks need waits in a `RankFile`. AUPRC ranks
-    predictions in half precision, in which they are stored; see ``N_LEVELS``.
+    Memory grows with the patches by 48 bytes a gene; what ranks need waits in a `RankFile`. AUPRC
+    ranks predictions in half precision, in which they are stored; see ``N_LEVELS``.
 
     Parameters
     ----------
@@ -133,6 +133,7 @@ class GeneScores:
         self._ssim: np.ndarray  # [G, 2 resolutions, 3]: sum, defined, undefined
         self._histogram: np.ndarray  # [G, 2, N_LEVELS]: bins without and with a count
         self._ranks = RankFile()
+        self._patches: list[np.ndarray] = []  # moments of each patch at 8 µm, [G, 6]
         self._rate_known: bool | None = None
         self._columns: dict[str, np.ndarray] | None = None
 
@@ -185,6 +186,7 @@ class GeneScores:
             moments, poisson = self._moments + moments, self._poisson + poisson
             ssim += self._ssim
         self._moments, self._poisson, self._ssim = moments, poisson, ssim
+        self._patches.append(sums.moments[:, _MOMENTS.index("pcc_8um")].copy())
         inside = bin_mask(mask, 4)
         self._ranks.add(sums.truth8[:, inside], sums.pred8[:, inside])
 
@@ -227,9 +229,17 @@ class GeneScores:
             "auprc_base": 1 - counts.sparsity(),
             "mse": self._moments[:, 0].mse(),
             "calibration": self._moments[:, 0].calibration(),
+            "rate_cv": self._moments[:, 0].cv(),
             **known,
         }
         return self._columns
+
+    def patches(self) -> np.ndarray:
+        """Sums of each patch at 8 µm, float64 [N, G, 6], the last axis as the fields of `Moments`.
+
+        From them the PCC over any part of the patches follows.
+        """
+        return np.stack(self._patches)
 
     def pooled(self) -> dict[str, float]:
         """Pooled PCC over all genes, named apart from the per-gene columns."""

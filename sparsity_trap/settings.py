@@ -177,6 +177,14 @@ class Arm(_Strict):
     bicubic_from_um: Literal[4, 8, 16] | None = Field(
         None, description="predict bins of this width and interpolate them to 2 µm"
     )
+    lr_times: Positive = Field(1.0, description="factor on training.lr")
+    epochs_times: Positive = Field(1.0, description="factor on training.epochs and patience")
+
+    def training(self, shared: Training) -> Training:
+        """Optimisation of this arm, from that which the arms share."""
+        lengths = {"epochs": shared.epochs, "patience": shared.patience}
+        longer = {key: max(1, round(n * self.epochs_times)) for key, n in lengths.items()}
+        return shared.model_copy(update={"lr": shared.lr * self.lr_times, **longer})
 
 
 class Runs(_Strict):

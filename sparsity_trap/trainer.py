@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 #: they start.
 LIKELIHOOD_LR = 1e-2
 
+#: What Adam adds to the root of its second moment. Its usual 1e-8 stops losses whose gradients are
+#: as small, such as squared error on thinned counts, and would turn their size into an effect.
+EPS = 1e-15
+
 
 class Step(nn.Module):
     """Model and objective as one module, as a strategy of several processes needs them."""
@@ -83,7 +87,7 @@ class Trainer:
     def __init__(
         self, data: TrainingSet, arm: Arm, preset: Preset, seed: int, fabric: Fabric | None
     ):
-        self.settings, self.seed, self.fabric = preset.training, seed, fabric
+        self.settings, self.seed, self.fabric = arm.training(preset.training), seed, fabric
         self.device = fabric.device if fabric else torch.device("cpu")
         self.rank, self.ranks = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         self.data = data.on(self.device)
@@ -112,7 +116,7 @@ class Trainer:
             {"params": list(self.step.objective.parameters()), "faster": LIKELIHOOD_LR / lr},
         ]
         groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr, weight_decay=0, fused=True)
+        return torch.optim.AdamW(groups, lr, weight_decay=0, eps=EPS, fused=True)
 
     def lr(self, step: int) -> float:
         """Learning rate after some steps: a warm-up, then half a cosine."""

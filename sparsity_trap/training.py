@@ -110,12 +110,12 @@ def fit(
         history = trainer.history
         start = time.perf_counter() - (history[-1]["seconds"] if history else 0)
         first = trainer.rank == 0
-        progress: Any = range(len(history), preset.training.epochs)
+        progress: Any = range(len(history), trainer.settings.epochs)
         if first:
             progress = track(progress, f"training {arm.title}", "epoch")
         writing: Future | None = None
         for epoch in progress:
-            if epoch - trainer.best_epoch() >= preset.training.patience:
+            if epoch - trainer.best_epoch() >= trainer.settings.patience:
                 break
             trainer.epoch()
             history[-1]["seconds"] = time.perf_counter() - start
@@ -235,10 +235,10 @@ def train(preset: Preset, run: Run) -> Path:
     Returns
     -------
     The run's folder: ``checkpoint.safetensors``, ``log.jsonl`` (one line per epoch),
-    ``predictions.zarr`` (``rate`` float16 [N, G, 128, 128]), ``genes.parquet``,
-    ``scores.json`` (pooled PCC, counts of undefined values) and ``provenance.json``; for losses
-    with parameters of their own also ``objective.safetensors``. Among several processes the first
-    writes, and the others wait for it.
+    ``predictions.zarr`` (``rate`` float16 [N, G, 128, 128]), ``genes.parquet``, ``patches.npy``
+    (each patch's sums at 8 µm, `scores.GeneScores.patches`), ``scores.json`` (pooled PCC, counts of
+    undefined values) and ``provenance.json``; for losses with parameters of their own also
+    ``objective.safetensors``. Among several processes the first writes, and the others wait for it.
     """
     fabric = launch(preset.training.precision)
     folder = preset.run_dir(run)
@@ -305,6 +305,7 @@ def _score(preset: Preset, run: Run, model: Model, device: torch.device, folder:
     category = panel(preset).set_index("gene")["category"].reindex(store.genes).fillna("other")
     table = pd.DataFrame({"gene": store.genes, "category": category.to_numpy()})
     table.assign(**scores.compute()).to_parquet(folder / "genes.parquet")
+    np.save(folder / "patches.npy", scores.patches())
     pooled = {"pooled": scores.pooled(), "undefined": scores.undefined()}
     (folder / "scores.json").write_text(json.dumps(pooled, indent=1))
 
