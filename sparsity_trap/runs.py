@@ -297,7 +297,7 @@ class Result:
     @property
     def patches(self) -> np.ndarray:
         """Sums of each patch at 8 µm, float64 [N, G, 6], as `scores.GeneScores.patches`."""
-        return np.load(self.folder / "patches.npy")
+        return np.load(self.folder / "patches.npy", mmap_mode="r")
 
     @property
     def predictions(self) -> zarr.Array:

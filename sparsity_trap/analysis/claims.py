@@ -1,18 +1,26 @@
 """The claims ledger: each claim of the paper, the rule it is judged by, and the verdict.
 
 Sentences and rules stand in ``notebooks/10_claims.py``, each above the cell that computes its
-evidence, so that they are in the repository before any result is; a `Ledger` reads them there. What
-turns an interval into a verdict is `verdict`, and nothing else unless a rule says so.
+evidence, so that they are in the repository before any result is; a `Ledger` reads them there.
+
+A claim that an effect is larger than a bound has two hypotheses against it: that the effect is no
+larger, and, for *not supported*, that it is worth the name. Only one of them can be true, so a
+claim spends one test, and Holm's procedure over the claims (Holm 1979; with Shaffer's remark of
+1986 on hypotheses that exclude each other) keeps the chance of any wrong verdict in the ledger
+below 5 %.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import pandas as pd
+from IPython.display import display, update_display
+from statsmodels.stats.multitest import multipletests
 
 from sparsity_trap.settings import ROOT, UserError
 
@@ -28,31 +36,35 @@ WORTH_RHO = 0.1
 #: A correlation this near to 0 counts as null.
 NULL_PCC = 0.05
 
+#: One side of 5 %.
+LEVEL = 0.025
+
 NOTEBOOK = ROOT / "notebooks" / "10_claims.py"
 
 #: A claim in the notebook's source: label, heading with the sentence, paragraph with the rule.
 _CLAIM = re.compile(r"^# \(claim-(\w+)\)=\n# ### (.+)\n#\n# \*Rule\.\* (.+)$", re.MULTILINE)
 
 
-def verdict(low: float, high: float, above: float = 0.0, below: float = WORTH) -> Verdict:
-    """What an interval says of a claim that an effect is larger than ``above``.
+class Evidence(Protocol):
+    """An estimate, its 95 % interval and the number of runs; `effects.Effect` is one."""
 
-    Parameters
-    ----------
-    low, high
-        Ends of the interval; NaN where there is no evidence.
-    above
-        The claim is supported where the whole interval lies over it.
-    below
-        Least effect worth the name: not supported where the whole interval lies under it.
-    """
-    if low > above:
-        return "supported"
-    return "not supported" if high < below else "undetermined"
+    @property
+    def value(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def interval(self) -> tuple[float, float]: ...
+
+
+class Testable(Evidence, Protocol):
+    """Evidence that a bound can be tested on, each test one-sided."""
+
+    def p_above(self, bound: float) -> float: ...
+    def p_below(self, bound: float) -> float: ...
 
 
 class Estimate(NamedTuple):
-    """A statistic with its 95 % interval and the number of units, genes unless it says otherwise.
+    """A number with an interval, for claims with a rule of their own.
 
     NaN where there is none; without arguments it stands for evidence that was not computed.
     """
@@ -61,6 +73,51 @@ class Estimate(NamedTuple):
     low: float = np.nan
     high: float = np.nan
     n: int = 0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its ends."""
+        return self.low, self.high
+
+
+class Least(NamedTuple):
+    """The smallest of several effects, for claims that all of them exceed a bound.
+
+    Every one must pass its test (an intersection–union test, so the largest p counts); that one of
+    them fails is tested at p times their number.
+    """
+
+    effects: Sequence[Testable]
+
+    @property
+    def smallest(self) -> Testable:
+        """That with the least value."""
+        return min(self.effects, key=lambda effect: effect.value)
+
+    @property
+    def value(self) -> float:
+        """Its value."""
+        values = [effect.value for effect in self.effects]
+        return float(np.min(values)) if values else np.nan
+
+    @property
+    def n(self) -> int:
+        """Runs behind the effect that has fewest."""
+        return min(effect.n for effect in self.effects)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Interval of the smallest."""
+        return self.smallest.interval
+
+    def p_above(self, bound: float) -> float:
+        """Largest p: that not all exceed the bound."""
+        return float(np.max([effect.p_above(bound) for effect in self.effects]))
+
+    def p_below(self, bound: float) -> float:
+        """That none lies below the bound."""
+        ps = [effect.p_below(bound) for effect in self.effects]
+        return min(1.0, len(ps) * float(np.min(ps)))
 
 
 class Claim(NamedTuple):
@@ -74,8 +131,10 @@ class Claim(NamedTuple):
         Whose numbers it is judged on.
     verdict
         What they say.
-    statistic, value, ci_low, ci_high, n
-        Name of the statistic, and its `Estimate`.
+    statistic, value, ci_low, ci_high, n, unit
+        Name of the statistic, its value and 95 % interval, and how many of what it is of.
+    p
+        Of the test that decides, after Holm; NaN for a claim with a rule of its own.
     """
 
     key: str
@@ -88,6 +147,8 @@ class Claim(NamedTuple):
     ci_low: float
     ci_high: float
     n: int
+    unit: str
+    p: float = np.nan
 
     @property
     def found(self) -> str:
@@ -98,7 +159,8 @@ class Claim(NamedTuple):
         if np.isfinite(self.ci_low):
             numbers += f" ({self.ci_low:.3g} to {self.ci_high:.3g})"
         numbers = numbers.replace("-", "\N{MINUS SIGN}")
-        return f"{self.statistic}: {numbers}, n = {self.n}"
+        tested = f", p = {self.p:.2g}" if np.isfinite(self.p) else ""
+        return f"{self.statistic}: {numbers}, {self.n} {self.unit}{tested}"
 
     def _repr_markdown_(self) -> str:
         reason = self.found if np.isfinite(self.value) else "no evidence in this run"
@@ -134,19 +196,22 @@ class Ledger:
         self.notebook = notebook
         self.listed = read_claims(notebook)
         self.claims: dict[str, Claim] = {}
+        #: Of each claim that waits for `settle`: the verdict that its test would bear, and p.
+        self.tests: dict[str, tuple[Verdict, float]] = {}
 
     def judge(
         self,
         key: str,
         statistic: str,
-        estimate: Estimate,
+        evidence: Evidence | Testable,
         ruling: Verdict | None = None,
         *,
         above: float = 0.0,
         below: float = WORTH,
         source: Source = "this project",
-    ) -> Claim:
-        """Enter a claim; a later judgement of the same key takes the place of an earlier one.
+        unit: str = "runs",
+    ) -> None:
+        """Enter a claim, and show it; a later judgement of its key takes the place of an earlier.
 
         Parameters
         ----------
@@ -154,13 +219,18 @@ class Ledger:
             Of a claim in the notebook.
         statistic
             Name of what was estimated.
-        estimate
-            The evidence.
+        evidence
+            The estimate.
         ruling
-            Verdict by the claim's own rule; without one, that of `verdict` with ``above`` and
-            ``below``.
+            Verdict by the claim's own rule. Without one it is settled with all others: *supported*
+            where the effect is above ``above`` and at least ``below``, *not supported* where it is
+            below ``below``; see `settle`.
+        above, below
+            Bounds of the effect: what it must exceed, and the least worth the name.
         source
             Whose numbers the estimate was made from.
+        unit
+            What the estimate is of.
 
         Raises
         ------
@@ -170,16 +240,26 @@ class Ledger:
         if key not in self.listed:
             choices = ", ".join(self.listed)
             raise UserError(f"claim '{key}' is not in {self.notebook.name}: choose from {choices}")
+        self.tests.pop(key, None)
         if ruling is None:
-            ruling = verdict(estimate.low, estimate.high, above, below)
+            ruling = "undetermined"
+            test = _test(evidence, above, below)
+            if test:
+                self.tests[key] = test
         text, rule = self.listed[key]
-        value, low, high, n = estimate
-        claim = Claim(key, text, rule, source, ruling, statistic, value, low, high, n)
-        self.claims[key] = claim
-        return claim
+        (low, high), value, n = evidence.interval, evidence.value, evidence.n
+        self.claims[key] = Claim(
+            key, text, rule, source, ruling, statistic, value, low, high, n, unit
+        )
+        display(self.claims[key], display_id=f"claim-{key}")
 
-    def table(self) -> pd.DataFrame:
-        """One row per claim, columns as the attributes of `Claim`.
+    def settle(self) -> pd.DataFrame:
+        """Decide the claims that were entered without a verdict, by Holm's procedure.
+
+        Returns
+        -------
+        One row per claim, columns as the attributes of `Claim`. What was shown of a claim is
+        brought up to date.
 
         Raises
         ------
@@ -192,9 +272,24 @@ class Ledger:
                 f"claims without a verdict in {self.notebook.name}: {', '.join(missing)}: "
                 "judge each in a cell below its rule"
             )
+        if self.tests:
+            adjusted = multipletests([p for _, p in self.tests.values()], method="holm")[1]
+            for (key, (ruling, _)), p in zip(self.tests.items(), adjusted, strict=True):
+                decided = ruling if p <= LEVEL else "undetermined"
+                self.claims[key] = self.claims[key]._replace(verdict=decided, p=float(p))
+                update_display(self.claims[key], display_id=f"claim-{key}")
         return pd.DataFrame([self.claims[key] for key in self.listed], columns=Claim._fields)
 
     def counts(self) -> dict[str, int]:
         """Number of claims of each verdict, 0 included, by its name with underscores."""
         verdicts = [claim.verdict for claim in self.claims.values()]
         return {name.replace(" ", "_"): verdicts.count(name) for name in get_args(Verdict)}
+
+
+def _test(evidence: Any, above: float, below: float) -> tuple[Verdict, float] | None:
+    """The verdict that lies nearer, and its one-sided p; None where there is no interval."""
+    if not hasattr(evidence, "p_above") or not np.isfinite(evidence.interval).all():
+        return None
+    if evidence.value >= max(above, below):
+        return "supported", evidence.p_above(above)
+    return "not supported", evidence.p_below(below)

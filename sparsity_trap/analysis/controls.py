@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import pandas as pd
 from sparsity_trap import runs
 from sparsity_trap.bins import BIN_UM, BINS_PER_TOKEN, Maps, bin_mask, bin_sum
 from sparsity_trap.data.patches import PatchStore
+from sparsity_trap.metrics import Moments
 from sparsity_trap.runs import Result
 from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import Preset, UserError
@@ -221,6 +223,38 @@ def control_scores(preset: Preset, result: Result) -> pd.DataFrame:
         )
 
     return runs.kept_table(preset, "controls", result.run, scored)
+
+
+def averaged(preset: Preset, result: Result, width_um: int = 8) -> pd.Series:
+    """PCC at 2 µm of a run's own maps, averaged over wider bins of tissue, by gene.
+
+    What a run scores above it, it owes to detail within such bins.
+    """
+    store, factor = runs.store(preset, result.run.test_patient), round(width_um / BIN_UM)
+    sums = []
+    for i in range(result.predictions.shape[0]):
+        mask, rates = np.asarray(store.mask[i]), _rates(result.predictions, i)
+        tissue = bin_sum(mask.astype(np.float32), factor)
+        mean = bin_sum(np.where(mask, rates, 0), factor) / tissue.clip(min=1)
+        coarse = mean.repeat(factor, 1).repeat(factor, 2)
+        sums.append(Moments.of(np.asarray(store.counts[i]), coarse, mask))
+    return pd.Series(reduce(Moments.__add__, sums).pcc(), list(store.genes))
+
+
+def shuffle_null(preset: Preset, result: Result, shuffles: int = 50) -> np.ndarray:
+    """Mean PCC at 8 µm over genes of `shuffled` predictions, for each of some shuffles."""
+    store = runs.store(preset, result.run.test_patient)
+    counts, masks = np.asarray(store.counts[:]), np.asarray(store.mask[:])
+    means = []
+    for seed in range(shuffles):
+        moments = (
+            Moments.of(truth, rates, mask, 4)
+            for truth, rates, mask in zip(
+                counts, shuffled(result.predictions, seed), masks, strict=True
+            )
+        )
+        means.append(np.nanmean(reduce(Moments.__add__, moments).pcc()))
+    return np.array(means)
 
 
 def morans_table(store: PatchStore, predictions: Maps) -> pd.DataFrame:

@@ -6,6 +6,7 @@ loss compares. Both losses share link and bias throughout, or more than sparsity
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from sparsity_trap.analysis.association import LEAST_GENES
@@ -76,3 +77,30 @@ def gains(scores: pd.DataFrame, setting: str) -> pd.DataFrame:
     counts = counts.loc[delta.index, delta.columns]
     long = pd.concat({"delta": delta, "mean_count": counts}, axis=1).groupby("gene").mean()
     return long.stack(setting, future_stack=True).reset_index().sort_values([setting, "gene"])
+
+
+def slope_weights(scores: pd.DataFrame, setting: str) -> dict[str, float]:
+    """Change of the gain of Poisson over MSE per halving of a setting, as a weighted sum of arms.
+
+    Parameters
+    ----------
+    scores, setting
+        As for `dial_runs`.
+
+    Returns
+    -------
+    Arm -> weight, for `effects.contrast` of the ``score`` of `dial_runs`: the least-squares slope
+    over the settings that both losses were trained at. Empty with fewer than two of them.
+    """
+    rows = dial_runs(scores, setting).dropna(subset=["score"])
+    arms = rows.groupby([setting, "loss"])["arm"].first().unstack("loss")
+    if not {"mse", "poisson"} <= set(arms):
+        return {}
+    arms = arms.dropna(subset=["mse", "poisson"])
+    steps = -np.log2(arms.index.to_numpy(dtype=float))  # halvings
+    if len(steps) < 2:
+        return {}
+    slope = (steps - steps.mean()) / ((steps - steps.mean()) ** 2).sum()
+    return dict(zip(arms["poisson"], slope, strict=True)) | dict(
+        zip(arms["mse"], -slope, strict=True)
+    )

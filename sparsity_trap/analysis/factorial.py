@@ -88,6 +88,41 @@ def complete_blocks(rows: pd.DataFrame, score: str) -> pd.DataFrame:
     return cells if crossed and enough else cells.iloc[:0]
 
 
+def shapley_weights(scores: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Contribution of each factor on the way from arm D to arm E, as a weighted sum of arms.
+
+    Factors are changed one at a time; a factor's contribution is the change of the score when it is
+    its turn, averaged over all orders (Shapley value; six orders of three factors, exact).
+
+    Parameters
+    ----------
+    scores
+        From `runs.long_table`.
+
+    Returns
+    -------
+    Factor -> arm -> weight, for `effects.contrast`; the factors' weights add up to 1 for E and -1
+    for D. Empty where one of the eight cells was not trained.
+    """
+    between = gap_runs(scores)
+    arm_of = dict(
+        zip(zip(*(between[f] for f in FACTORS), strict=True), between["arm"], strict=True)
+    )
+    orders = list(permutations(range(len(FACTORS))))
+    weights: dict[str, dict[str, float]] = {factor: {} for factor in FACTORS}
+    for order in orders:
+        cell: tuple[str | float, ...] = ARM_D
+        for i in order:
+            after = (*cell[:i], ARM_E[i], *cell[i + 1 :])
+            if not {cell, after} <= arm_of.keys():
+                return {}
+            own = weights[FACTORS[i]]
+            for at, sign in ((after, 1), (cell, -1)):
+                own[arm_of[at]] = own.get(arm_of[at], 0.0) + sign / len(orders)
+            cell = after
+    return weights
+
+
 def contributions(cells: pd.DataFrame) -> pd.DataFrame:
     """What each factor adds to a score on the way from arm D to arm E.
 
