@@ -162,7 +162,12 @@ class Arm(_Strict):
 
     title: str
     decoder: Literal["hist2st", "img2st", "linear"] = "hist2st"
-    loss: Literal["mse", "mse-log1p", "poisson", "nb"]
+    loss: Literal[
+        "mse", "mse-log1p", "poisson", "nb",
+        "power-0", "power-0.5", "power-1", "power-1.5", "power-2",
+        "l1", "sqrt", "presence", "hurdle", "zinb", "poisson-depth",
+        "pearson", "mse+pearson", "mse+ssim", "multinomial", "multinomial-depth",
+    ]  # fmt: skip
     link: Literal["softplus", "exp"]
     bias: float | Literal["gene-mean"] = Field(
         description="initial η of every gene, or the η whose rate is the gene's training mean"
@@ -171,6 +176,9 @@ class Arm(_Strict):
         (2,), min_length=1, description="bin widths at which the loss compares, averaged"
     )
     masked: bool = Field(True, description="average the loss over tissue bins only")
+    gene_weight: Literal["none", "mean", "1/mean", "1/variance"] = Field(
+        "none", description="weight of each gene's loss, from its counts in the training patches"
+    )
     keep: float = Field(
         1.0, gt=0, le=1, description="share of training UMIs kept by binomial thinning"
     )

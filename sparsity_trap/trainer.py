@@ -24,7 +24,14 @@ from sparsity_trap.decoders import build_decoder
 from sparsity_trap.metrics import Moments
 from sparsity_trap.model import Model
 from sparsity_trap.settings import Arm, Preset, UserError
-from sparsity_trap.training_data import Batch, TrainingSet, batches, channel_moments, gene_rate
+from sparsity_trap.training_data import (
+    Batch,
+    TrainingSet,
+    batches,
+    channel_moments,
+    gene_rate,
+    gene_weight,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -63,7 +70,14 @@ def initial_step(
     torch.manual_seed(seed)
     decoder = build_decoder(arm.decoder, channels, genes, bias=bias, **preset.decoder.model_dump())
     model = Model(decoder, mean, std, arm.link, arm.bicubic_from_um)
-    return Step(model, losses.Objective(arm.loss, arm.link, genes, arm.resolutions_um, arm.masked))
+    depth = gene_rate(data).sum().item() if arm.loss.endswith("-depth") else None
+    weight = gene_weight(data, arm.gene_weight)
+    return Step(
+        model,
+        losses.Objective(
+            arm.loss, arm.link, genes, arm.resolutions_um, arm.masked, weight, mean_depth=depth
+        ),
+    )
 
 
 class Trainer:

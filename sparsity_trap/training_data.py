@@ -308,6 +308,32 @@ def gene_rate(data: TrainingSet) -> Tensor:
     return (count.clamp(min=0.5) / bins).float().cpu()
 
 
+def gene_variance(data: TrainingSet) -> Tensor:
+    """Variance of the counts of 2 µm tissue bins, float32 [G], over training patches."""
+    device = data.counts.device if isinstance(data.counts, Tensor) else torch.device("cpu")
+    sums = torch.zeros(2, data.counts.shape[1], dtype=torch.float64, device=device)
+    bins = torch.zeros((), dtype=torch.float64, device=device)
+    for counts, mask in read_maps(data, data.train.split(1), device):
+        wide = (counts * mask[:, None]).double()
+        sums += torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
+        bins += mask.sum()
+    mean, square = sums / bins
+    return (square - mean.square()).float().cpu()
+
+
+def gene_weight(data: TrainingSet, kind: str) -> Tensor | None:
+    """Weight of each gene's loss, [G], for `settings.Arm.gene_weight`; None for ``none``.
+
+    A gene without a count in training, which has no scale, gets the mean of the others.
+    """
+    if kind == "none":
+        return None
+    variance, rate = gene_variance(data), gene_rate(data)
+    weight = {"mean": rate, "1/mean": 1 / rate, "1/variance": 1 / variance}[kind]
+    seen = variance > 0
+    return torch.where(seen, weight, weight[seen].mean()) if seen.any() else torch.ones_like(rate)
+
+
 def channel_moments(data: TrainingSet, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and s.d. per channel, [1, C, 1, 1], over training patches only."""
     channels, train = data.tokens.shape[2], data.train

@@ -35,7 +35,7 @@ def planted_scores() -> pd.DataFrame:
     found = []
     for run in preset.all_runs():
         arm = preset.arm(run.arm)
-        score = level + OF_LOSS[arm.loss] + 0.04 * (arm.link == "exp") + OF_BIAS[arm.bias]
+        score = level + OF_LOSS.get(arm.loss, 0.0) + 0.04 * (arm.link == "exp") + OF_BIAS[arm.bias]
         if arm.loss == "poisson":
             score = score + gain - gain.mean() + 0.01 * np.log2(1 / arm.keep)
             score += 0.5 * (run.test_patient != "P5")

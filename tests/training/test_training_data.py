@@ -68,6 +68,25 @@ def test_a_gene_without_a_count_starts_low_but_finite(preset):
     assert 0 < rate[1] < 1e-4
 
 
+def test_weights_of_genes_follow_from_their_training_counts(preset):
+    data = training.load_training_set(preset, RUN)
+    counts = data.counts.clone()
+    counts[:, 1] = 0
+    now = replace(data, counts=counts)
+    inside = counts[data.train].numpy().astype(float).swapaxes(0, 1)[:, data.mask[data.train]]
+    mean, variance = inside.mean(axis=1), inside.var(axis=1)
+    seen = mean > 0
+    of = {"mean": mean[seen], "1/mean": 1 / mean[seen], "1/variance": 1 / variance[seen]}
+    for kind, weight in of.items():
+        found = training_data.gene_weight(now, kind).numpy()
+        np.testing.assert_allclose(found[seen], weight, rtol=1e-5)
+        # a gene without a count neither divides by 0 nor sets the scale of the others
+        assert found[1] == pytest.approx(weight.mean(), rel=1e-5)
+    assert training_data.gene_weight(now, "none") is None
+    empty = replace(data, counts=torch.zeros_like(counts))
+    assert training_data.gene_weight(empty, "1/variance").eq(1).all()
+
+
 def test_thinning_is_binomial_and_repeats(preset):
     keep = 0.25  # at a half, keeping could not be told from dropping
     now = changed(preset, {"quarter": {**LINEAR, "keep": keep}})
