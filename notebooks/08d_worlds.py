@@ -35,7 +35,7 @@ elsewhere = len(worlds) > 1
 labels = {pair: " and ".join(arms) for pair, arms in LOSS_PAIRS.items()}  # MSE and Poisson
 
 # %% [markdown]
-# The simulation is kind to a Poisson loss. Given the rate, its counts are Poisson; each lies where the image says; none is lost; and what a cell expresses can be seen. A gain that exists in such a world only would be a property of the simulation.
+# The simulation is kind to a Poisson loss. Given the rate, its counts are Poisson; each lies where the image says; none is lost; and what a cell expresses can be seen. (Given the image, counts vary more than that: stripes, library size and the RNA content of a cell cannot be seen.) A gain that exists in such a world only would be a property of the simulation.
 #
 # Each world changes one of these and nothing else: tissue, image, encoder, training and the mean of every gene stay (lost counts lower it). In each, the arms that differ in nothing but the loss are trained anew and scored on the counts of that world.
 
@@ -94,7 +94,7 @@ if elsewhere:
             parts.append(gain.reset_index().assign(world=name, pair=pair))
     by_seed = pd.concat(parts, ignore_index=True)
     effects = by_seed.groupby(["pair", "world"], sort=False)["gain"].apply(over_seeds).unstack()
-    effects = effects.reset_index()
+    effects = effects.reset_index().astype({"n_seeds": int})
     for row in effects.itertuples():
         numbers = {"ci_low": row.ci_low, "ci_high": row.ci_high, "n_seeds": row.n_seeds}
         quote(f"worlds.{row.world.replace(' ', '-')}.{row.pair}", gain=row.gain, **numbers)
@@ -123,7 +123,9 @@ figure
 
 # %% tags=["remove-input"]
 sentences = []
-for pair, rows in effects[effects["world"] != "at home"].groupby("pair") if len(effects) else ():
+for pair, rows in (
+    effects[effects["world"] != "at home"].groupby("pair", sort=False) if len(effects) else ()
+):
     above, below = int((rows["ci_low"] > 0).sum()), int((rows["ci_high"] < 0).sum())
     sentences.append(
         f"Between arms {labels[pair]}, the interval lies above 0 in {above} of {len(rows)} other worlds "
