@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsity_trap import bin_losses, map_losses
+from sparsity_trap._fused import applies, fused
 from sparsity_trap._piecewise import piecewise
 from sparsity_trap.bin_losses import (
     hurdle,
@@ -234,6 +235,10 @@ class Objective(nn.Module):
             weight = bin_mask(tissue, factor).to(dtype)
             terms = weight.sum() * self.genes * len(self.factors)
             around.insert(0, weight / terms.clamp(min=1))
+        if applies(self.loss, eta, counts, self.factors):
+            own = getattr(self, "log_dispersion", None)
+            weight = around[0].to(eta.dtype)
+            return fused(self.loss, self.link, eta, counts, weight, self.gene_weight, own)
         maps = (eta, counts, tissue, around)
         parameters = (*self.parameters(), *self.buffers())
         # On a CPU the elementwise loss at 2 µm takes longer than the decoder, unless it is cut up.
