@@ -10,6 +10,7 @@ import inspect
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sparsity_trap.bins import BINS_PER_TOKEN, TOKEN_GRID
 
@@ -72,11 +73,57 @@ class Head(nn.Conv2d):
         _set_bias(self, genes, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
-            # Left in the layout of η, the gradient would slow every layer below.
-            x.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
-        weight = self.weight.flatten(1).expand(len(x), -1, -1)
-        return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+        if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+            eta = _ByGene.apply(rows, self.weight.flatten(1), self.bias)
+        else:
+            weight = self.weight.flatten(1).expand(len(x), -1, -1)
+            eta = torch.baddbmm(self.bias[:, None], weight, x.flatten(2))
+        return eta.unflatten(2, x.shape[2:])
+
+
+class _ByGene(torch.autograd.Function):
+    """Rows [B, bins, C] times a weight [G, C], plus a bias: [B, G, bins].
+
+    Autograd would give the rows' gradient channel by channel, in the layout of η, which slows every
+    layer below or costs a copy. Here it comes in the layout of the rows.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return torch.baddbmm(bias[:, None], weight.expand(len(rows), -1, -1), rows.transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = torch.bmm(gradient.transpose(1, 2), weight.expand(len(rows), -1, -1))
+        return below, torch.bmm(gradient, rows).sum(0), gradient.sum((0, 2))
+
+
+class Doubling(nn.ConvTranspose2d):
+    """Transposed 2 × 2 convolution that doubles the side, on a CPU as a matrix product.
+
+    Its patches do not overlap, so that it is one: each pixel's channels times a matrix. The
+    library's backward pass takes several times as long as that.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__(channels, width, 2, stride=2)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x, output_size)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 2 × 2 × width]
+        assert self.bias is not None
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+        blocks = torch.addmm(self.bias.repeat(4), rows, weight)
+        b, _, height, width = x.shape
+        blocks = blocks.view(b, height, width, 2, 2, -1).transpose(2, 3)
+        return blocks.reshape(b, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
 def _set_bias(head: nn.Conv2d, genes: int, bias: float | Tensor) -> None:
@@ -212,7 +259,7 @@ class Hist2ST(nn.Module):
             stages += [
                 # Transposed 2 × 2 convolutions do not overlap: no chequerboard, and a fraction
                 # of the cost of a 3 × 3 convolution at 2 µm.
-                nn.ConvTranspose2d(width, narrower, 2, stride=2),
+                Doubling(width, narrower),
                 nn.GELU(),
                 nn.Conv2d(narrower, narrower, 3, padding=1, groups=narrower),
                 nn.GELU(),
@@ -273,7 +320,7 @@ class Img2ST(nn.Module):
         width = hidden
         for _ in range(_DOUBLINGS):
             stages += [
-                nn.ConvTranspose2d(channels, width, 2, stride=2),
+                Doubling(channels, width),
                 nn.Conv2d(width, width, 3, padding=1, bias=False),  # batch norm has the bias
                 nn.BatchNorm2d(width),
                 nn.ReLU(),

@@ -33,7 +33,7 @@ DEPTH_BINS = 4
 _LEAST_EXPOSURE = 1e-8
 
 #: log λ of a bin off tissue in a sum over bins: no share of it, and finite.
-LOG_NOTHING = -1e4
+_LOG_NOTHING = -1e4
 
 
 def mse(rate: Tensor, count: Tensor, tissue: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def multinomial(log_rate: Tensor, count: Tensor, tissue: Tensor) -> Tensor:
     here ``multinomial-depth``.
     """
     inside, bins = tissue[:, None], tissue.sum((1, 2))
-    inner = torch.where(inside, log_rate, LOG_NOTHING)
+    inner = torch.where(inside, log_rate, _LOG_NOTHING)
     log_total = inner.flatten(2).logsumexp(2)[:, :, None, None]
     log_bins = bins.clamp(min=1).to(log_rate.dtype).log()[:, None, None, None]
     relative = torch.where(inside, log_rate - log_total + log_bins, 0.0)

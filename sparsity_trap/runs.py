@@ -73,7 +73,7 @@ _CODE = {
     "tokens": ("encoders.*", "filterbank.py"),
     "run": (
         "decoders.py",
-        "losses.py",
+        "*losses.py",
         "metrics.py",
         "scores.py",
         "_*.py",

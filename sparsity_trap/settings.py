@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -203,6 +203,16 @@ class Runs(_Strict):
     seeds: list[int] = Field([0], min_length=1)
 
 
+class World(_Strict):
+    """Other simulated sections on which a preset's comparison is run once more."""
+
+    title: str
+    simulation: dict[str, Any] = Field(
+        min_length=1, description="keys of the preset's simulation that differ, and their values"
+    )
+    runs: list[Runs] = Field(min_length=1)
+
+
 class Run(_Strict):
     """One training run."""
 
@@ -233,6 +243,9 @@ class Preset(_Strict):
     training: Training
     arms: dict[Name, Arm] = Field(description="those of presets/arms.yaml and the preset's own")
     runs: list[Runs]
+    worlds: dict[Name, World] = Field(
+        {}, description="the same comparison on other simulated sections; real ones have none"
+    )
 
     @model_validator(mode="after")
     def _runs_are_possible(self) -> Preset:
@@ -258,7 +271,8 @@ class Preset(_Strict):
                 f"take test patient '{min(elsewhere)}' out of runs"
             )
         tested = {r.arm for r in self.all_runs() if r.test_patient == self.main_patient}
-        if missing := {MSE_ARM, POISSON_ARM} - tested:
+        missing = {MSE_ARM, POISSON_ARM} - tested
+        if missing and not self.world:
             raise ValueError(
                 f"runs: add arm '{min(missing)}' with test patient '{self.main_patient}'; every "
                 f"figure compares {MSE_ARM} and {POISSON_ARM} on the main patient"
@@ -280,10 +294,58 @@ class Preset(_Strict):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _worlds_are_possible(self) -> Preset:
+        if self.source != "spaceranger":
+            for name in self.worlds:
+                try:
+                    self.in_world(name)
+                except ValidationError as error:
+                    raise ValueError(f"worlds.{name}: {first_problem(error)}") from None
+        return self
+
+    def in_world(self, name: str) -> Preset:
+        """This preset with the sections and runs of one of its worlds.
+
+        Raises
+        ------
+        UserError
+            There is no such world, or sections are real.
+        """
+        if self.source == "spaceranger":
+            raise UserError(
+                f"preset '{self.name}' has real sections, world '{name}' is a simulated one: "
+                "choose SOURCE=simulated or tissue-map, or leave the world out"
+            )
+        if name not in self.worlds:
+            raise UserError(
+                f"world '{name}' does not exist in preset '{self.name}': choose one of "
+                f"{', '.join(self.worlds) or 'none, or add it under worlds'}"
+            )
+        world = self.worlds[name]
+        changes = {
+            "name": f"{self.name}/{name}",
+            "simulation": self.simulation.model_dump() | world.simulation,
+            "runs": world.runs,
+            "worlds": {},
+        }
+        return Preset.model_validate(self.model_dump() | changes)
+
+    def other_worlds(self) -> dict[str, Preset]:
+        """Every world of the preset but its own, by name; none where sections are real."""
+        real = self.source == "spaceranger"
+        return {} if real else {name: self.in_world(name) for name in self.worlds}
+
+    @property
+    def world(self) -> str:
+        """Name of the world that this is, empty for the preset itself."""
+        return self.name.partition("/")[2]
+
     @property
     def folder(self) -> Path:
-        """Everything this preset computes lies here; safe to delete."""
-        return ROOT / "results" / self.name
+        """Everything this preset computes lies here, its worlds' too; safe to delete."""
+        home = ROOT / "results" / self.name.partition("/")[0]
+        return home / "worlds" / self.world if self.world else home
 
     def outs(self, patient: str) -> Path:
         """Space Ranger folder of one patient."""
@@ -347,7 +409,8 @@ def load_preset(name: str, source: str = "") -> Preset:
     Parameters
     ----------
     name
-        Name of a file in ``presets/`` without its ending.
+        Name of a file in ``presets/`` without its ending; ``laptop/shifted`` is the world
+        ``shifted`` of the preset ``laptop``.
     source
         Replaces the file's ``source`` when given, and is then added to the preset's name, so that
         results of different sources never share a folder.
@@ -355,8 +418,9 @@ def load_preset(name: str, source: str = "") -> Preset:
     Raises
     ------
     UserError
-        The file is missing, is not YAML, or has an unknown or invalid key.
+        The file is missing, is not YAML, or has an unknown or invalid key; there is no such world.
     """
+    name, _, world = name.partition("/")
     path = PRESETS / f"{name}.yaml"
     if not path.is_file() or path == ARMS:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml") if p != ARMS))
@@ -374,7 +438,7 @@ def load_preset(name: str, source: str = "") -> Preset:
     if preset.source != "spaceranger" and preset.encoder.rehearsal:
         encoder = preset.encoder.model_copy(update={"name": preset.encoder.rehearsal})
         preset = preset.model_copy(update={"encoder": encoder})
-    return preset
+    return preset.in_world(world) if world else preset
 
 
 def read_yaml(path: Path) -> dict:

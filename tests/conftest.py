@@ -91,7 +91,7 @@ def smoke_book(tmp_path_factory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
     # The compiled kernels too, where tests have run before: it saves compiling them again.
-    for kernel in ROOT.glob("sparsity_trap/__pycache__/_loops.*.nb*"):
+    for kernel in ROOT.glob("sparsity_trap/__pycache__/_*.nb*"):
         target = folder / kernel.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copy2(kernel, target)

@@ -144,14 +144,16 @@ def packages() -> str:
 
 
 def times(preset: Preset, notebooks: list[Path]) -> str:
-    """Wall time of the executed notebooks that have a page, and of every run of the preset."""
+    """Wall time of executed notebooks that have a page, and of every run, other worlds' too."""
     rows = []
     for path in notebooks:
         seconds = nbformat.read(path, as_version=4).metadata["papermill"]["duration"]
         rows.append({"": "notebook", "step": path.stem, "s": f"{seconds:,.1f}"})
-    for run in preset.all_runs():
-        record = json.loads((preset.run_dir(run) / "provenance.json").read_text())
-        rows.append({"": "run", "step": run.name, "s": f"{record['seconds']:,.1f}"})
+    for name, world in {"": preset, **preset.other_worlds()}.items():
+        for run in world.all_runs():
+            record = json.loads((world.run_dir(run) / "provenance.json").read_text())
+            what = f"run in world {name}" if name else "run"
+            rows.append({"": what, "step": run.name, "s": f"{record['seconds']:,.1f}"})
     table = pd.DataFrame(rows)
     table[""] = table[""].mask(table[""].duplicated(), "")
     return markdown(table)

@@ -56,7 +56,11 @@ def quoted(preset: Preset, names: list[str]) -> dict[str, object]:
 def of_preset(preset: Preset) -> dict[str, object]:
     """Settings of a preset by dotted key, and totals over its runs."""
     this = preset.all_runs()
-    records = [json.loads((preset.run_dir(r) / "provenance.json").read_text()) for r in this]
+    records = [
+        json.loads((world.run_dir(r) / "provenance.json").read_text())
+        for world in (preset, *preset.other_worlds().values())
+        for r in world.all_runs()
+    ]
     values: dict[str, object] = {
         "preset.name": preset.name,
         "preset.source": preset.source,

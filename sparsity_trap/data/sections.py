@@ -156,6 +156,10 @@ def open_preset(preset: str, source: str = "", cohort: str = "") -> Preset:
         return load_preset(preset, source)
     if source not in ("", "spaceranger"):
         raise UserError(f"COHORT names real sections, but SOURCE is '{source}': leave one out")
+    if "/" in preset:
+        raise UserError(
+            f"COHORT names real sections, but '{preset}' is a simulated world: leave one out"
+        )
     return with_cohort(load_preset(preset), cohort)
 
 

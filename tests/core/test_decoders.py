@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from sparsity_trap.decoders import (
     DECODERS,
+    Doubling,
     Head,
     Hist2ST,
     Img2ST,
@@ -153,3 +154,18 @@ def test_decoders_learn_in_bf16_autocast(name):
     assert eta.dtype == torch.bfloat16
     eta.float().square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in decoder.parameters())
+
+
+def test_doubling_equals_the_transposed_convolution_of_torch():
+    torch.manual_seed(0)
+    doubling = Doubling(6, 3).double()
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    inputs = [x, doubling.weight, doubling.bias]
+    expected = F.conv_transpose2d(x, doubling.weight, doubling.bias, stride=2)
+    upstream = torch.randn_like(expected)
+    found = doubling(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+    )

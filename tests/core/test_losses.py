@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from sparsity_trap import _piecewise, losses, map_losses
+from sparsity_trap import _piecewise, bin_losses, losses, map_losses
 from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.losses import LINKS, LOSSES, Objective
 
@@ -43,9 +43,9 @@ def plain(objective: Objective, eta, count):
     """The elementwise loss, written out."""
     rate = losses.rate(eta, objective.link)
     own = [p[:, None, None] for p in objective.parameters()]
-    if objective.loss in losses._OF_RATE:
-        return losses._OF_RATE[objective.loss](rate, count)
-    return losses._OF_LOG_RATE[objective.loss](rate.log(), count, *own)
+    if objective.loss in bin_losses.OF_RATE:
+        return bin_losses.OF_RATE[objective.loss](rate, count)
+    return bin_losses.OF_LOG_RATE[objective.loss](rate.log(), count, *own)
 
 
 # --- elementwise losses -------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_rising_sum_is_the_same_on_an_accelerator_as_on_a_cpu(log_theta):
     terms = [torch.log1p(torch.arange(int(y)) / log_theta.exp()).sum() for y in count]
     expected = torch.stack(terms)
     (slope,) = torch.autograd.grad(expected.sum(), log_theta, retain_graph=True)
-    for found in (losses._rising(count, log_theta), losses._rising_of(count, log_theta)):
+    for found in (bin_losses._rising(count, log_theta), bin_losses._rising_of(count, log_theta)):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
         torch.testing.assert_close(torch.autograd.grad(found.sum(), log_theta)[0], slope)
 
@@ -372,7 +372,7 @@ def test_parameters_of_an_objective():
 
 
 def test_every_loss_is_an_entry_of_one_kind():
-    kinds = [losses._OF_RATE, losses._OF_LOG_RATE, map_losses.OF_RATE, map_losses.OF_LOG_RATE]
+    kinds = [bin_losses.OF_RATE, bin_losses.OF_LOG_RATE, map_losses.OF_RATE, map_losses.OF_LOG_RATE]
     assert sorted(name for kind in kinds for name in kind) == sorted(LOSSES)
 
 

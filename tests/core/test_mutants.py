@@ -34,19 +34,19 @@ MUTANTS = {
         ("core/test_losses.py::test_initial_eta_inverts_the_link_and_is_finite_without_counts",),
     ),
     "Poisson with the sign of its count turned": Mutant(
-        "losses.py",
+        "bin_losses.py",
         "torch.exp(log_rate) - count * log_rate",
         "torch.exp(log_rate) + count * log_rate",
         ("core/test_losses.py::test_gradient_in_eta_under_the_exp_link",),
     ),
     "MSE on log1p without log1p of the counts": Mutant(
-        "losses.py",
+        "bin_losses.py",
         "(torch.log1p(count) - torch.log1p(rate))",
         "(count - torch.log1p(rate))",
         ("core/test_losses.py::test_squared_errors_agree_with_torch",),
     ),
     "dispersion and its inverse exchanged": Mutant(
-        "losses.py",
+        "bin_losses.py",
         "    softplus = F.softplus(log_rate - log_dispersion)\n",
         "    log_dispersion = -log_dispersion\n"
         "    softplus = F.softplus(log_rate - log_dispersion)\n",
@@ -63,6 +63,77 @@ MUTANTS = {
         "counts = counts * tissue[:, None]",
         "counts = counts * 1",
         ("core/test_losses.py::test_bins_outside_the_tissue_have_no_influence",),
+    ),
+    "the weight of the power dial turned upside down": Mutant(
+        "bin_losses.py",
+        "torch.exp((1 - p) * log_rate) / (1 - p)",
+        "torch.exp((1 + p) * log_rate) / (1 + p)",
+        ("core/test_loss_shelf.py::test_power_weighs_the_residual_by_the_variance",),
+    ),
+    "presence of all counts": Mutant(
+        "bin_losses.py",
+        "torch.where(count > 0, -_log_presence(log_rate), torch.exp(log_rate))",
+        "torch.exp(log_rate) - torch.where(count > 0, 1.0, 0.0) * log_rate",
+        ("core/test_loss_shelf.py::test_presence_is_binary_cross_entropy",),
+    ),
+    "counts of a hurdle that are not truncated": Mutant(
+        "bin_losses.py",
+        "poisson(log_positive, count) + _log_presence(log_positive)",
+        "poisson(log_positive, count)",
+        ("core/test_loss_shelf.py::test_hurdle_with_one_rate_is_poisson",),
+    ),
+    "inflation that lowers the expected count": Mutant(
+        "bin_losses.py",
+        "negative_binomial(log_rate + present, count, log_dispersion)",
+        "negative_binomial(log_rate, count, log_dispersion)",
+        (
+            "core/test_loss_shelf.py::test_zero_inflated_nb_agrees_with_statsmodels_and_has_the_rate_as_its_mean",
+        ),
+    ),
+    "roots without Anscombe's constant": Mutant(
+        "bin_losses.py",
+        "_ANSCOMBE = 3 / 8",
+        "_ANSCOMBE = 1e-8",
+        ("core/test_loss_shelf.py::test_l1_and_square_roots_written_out",),
+    ),
+    "weights of genes as they come": Mutant(
+        "losses.py",
+        "return gene_weight / gene_weight.mean()",
+        "return gene_weight",
+        ("core/test_loss_shelf.py::test_gene_weights_multiply_the_loss_of_each_gene",),
+    ),
+    "correlation over all bins, tissue or not": Mutant(
+        "map_losses.py",
+        "    inside, n = tissue[:, None], tissue.sum().clamp(min=1)\n",
+        "    tissue = torch.ones_like(tissue)\n"
+        "    inside, n = tissue[:, None], tissue.sum().clamp(min=1)\n",
+        ("core/test_loss_shelf.py::test_pearson_equals_scipy",),
+    ),
+    "SSIM as a loss with the population covariance": Mutant(
+        "map_losses.py",
+        "sample = side**2 / (side**2 - 1)",
+        "sample = 1",
+        ("core/test_loss_shelf.py::test_ssim_equals_scikit_image",),
+    ),
+    "multinomial over the genes of a bin": Mutant(
+        "map_losses.py",
+        "inner.flatten(2).logsumexp(2)[:, :, None, None]",
+        "inner.logsumexp(1, keepdim=True)",
+        ("core/test_loss_shelf.py::test_multinomial_equals_scipy",),
+    ),
+    "exposure that divides": Mutant(
+        "losses.py",
+        "seen = seen + log_exposure[:, None]",
+        "seen = seen - log_exposure[:, None]",
+        ("core/test_loss_shelf.py::test_depth_is_conditioned_out",),
+    ),
+    "weights by the mean in place of its inverse": Mutant(
+        "training_data.py",
+        '"1/mean": 1 / rate',
+        '"1/mean": rate',
+        (
+            "training/test_training_data.py::test_weights_of_genes_follow_from_their_training_counts",
+        ),
     ),
     "a larger bin half in tissue counts": Mutant(
         "bins.py",

@@ -107,3 +107,13 @@ def test_run_folder_is_complete_and_scores_agree_with_the_predictions(preset):
     expected = metrics.pcc(store.counts[:], rate, store.mask[:])
     np.testing.assert_allclose(table["pcc_2um"], expected, atol=1e-3)  # stored as float16
     assert not [p for p in folder.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_training_flushes_denormals_on_its_thread_and_gives_the_setting_back():
+    tiny = torch.full((1,), 1e-39)
+    with training._without_denormals():
+        assert (tiny * 1).item() == 0
+        with training._without_denormals():
+            pass
+        assert (tiny * 1).item() == 0
+    assert (tiny * 1).item() > 0
