@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,9 @@ LOSS_PAIRS = {"matched": ("D-matched", "E"), "linear": ("D-linear", "E-linear")}
 
 #: The head biases of the publication, by the link they were used with.
 PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
+
+#: World of a preset that is the preset itself once more; see `Preset.in_world`.
+_REPEAT = re.compile(r"(seeds|threads)(\d+)")
 
 #: Patients and arms name folders and files.
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]
@@ -305,13 +309,21 @@ class Preset(_Strict):
         return self
 
     def in_world(self, name: str) -> Preset:
-        """This preset with the sections and runs of one of its worlds.
+        """This preset with the sections and runs of one of its worlds, or repeated.
+
+        A *repeat* has this preset's sections and runs, with seeds from another number on
+        (``seeds1000``) or trained with another number of threads (``threads2``, for who starts it).
 
         Raises
         ------
         UserError
             There is no such world, or sections are real.
         """
+        if repeat := _REPEAT.fullmatch(name):
+            first = int(repeat[2]) if repeat[1] == "seeds" else 0
+            runs = [r.model_copy(update={"seeds": [first + s for s in r.seeds]}) for r in self.runs]
+            changes = {"name": f"{self.name}/{name}", "runs": runs, "worlds": {}}
+            return self.model_copy(update=changes)
         if self.source == "spaceranger":
             raise UserError(
                 f"preset '{self.name}' has real sections, world '{name}' is a simulated one: "
@@ -347,23 +359,33 @@ class Preset(_Strict):
         home = ROOT / "results" / self.name.partition("/")[0]
         return home / "worlds" / self.world if self.world else home
 
+    @property
+    def _sections(self) -> Path:
+        """Folder of what is made from sections alone, which a repeat shares."""
+        return ROOT / "results" / self.name.partition("/")[0] if self.repeats else self.folder
+
+    @property
+    def repeats(self) -> bool:
+        """Whether this is a preset once more, and no world of its own."""
+        return _REPEAT.fullmatch(self.world) is not None
+
     def outs(self, patient: str) -> Path:
         """Space Ranger folder of one patient."""
-        parent = ROOT / "data" if self.source == "spaceranger" else self.folder
+        parent = ROOT / "data" if self.source == "spaceranger" else self._sections
         return parent / "sections" / patient / "outs"
 
     def store(self, patient: str) -> Path:
         """Patch store of one patient."""
-        return self.folder / "stores" / f"{patient}.zarr"
+        return self._sections / "stores" / f"{patient}.zarr"
 
     @property
     def panel_file(self) -> Path:
         """Variable genes chosen on the training patients."""
-        return self.folder / "panel.csv"
+        return self._sections / "panel.csv"
 
     def tokens(self, patient: str) -> Path:
         """Token cache of one patient."""
-        return self.folder / "tokens" / patient
+        return self._sections / "tokens" / patient
 
     def run_dir(self, run: Run) -> Path:
         """Folder of one training run."""

@@ -1,0 +1,129 @@
+"""Repeat the runs of a preset with other seeds and threads, and judge the claims on each.
+
+    python workflow/stability.py laptop
+
+Sets of runs: those of the book; the same arms with seeds that the book does not use; the same
+seeds with two threads, which add up numbers in another order. What is finished stays, so a stopped
+run goes on. Writes ``results/bench/stability.json`` and prints the verdicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sparsity_trap.data.sections import open_preset
+from sparsity_trap.files import building, commit, hardware
+from sparsity_trap.settings import ROOT, Preset, UserError
+
+#: Set of runs -> repeat of the preset, and threads of a run.
+SETS = {
+    "book": ("", 1),
+    "other seeds": ("seeds1000", 1),
+    "two threads": ("threads2", 2),
+}
+FILE = ROOT / "results" / "bench" / "stability.json"
+WORKFLOW = Path(__file__).resolve().parent
+
+
+def run_set(preset: Preset, threads: int, cores: int) -> pd.DataFrame:
+    """Train what is missing of a set, judge the claims on it, and return the ledger."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+        "MALLOC_TRIM_THRESHOLD_": "4000000000",
+        "MALLOC_MMAP_THRESHOLD_": "4000000000",
+        "PYTHONWARNINGS": "ignore",
+    }
+    given = [f"preset={preset.name}", "source=", "cohort="]
+
+    def arm(name: str) -> None:
+        command = [sys.executable, str(WORKFLOW / "compute.py"), "arm", name, *given]
+        quiet = environment | {"SPARSITY_TRAP_PROGRESS": os.devnull}
+        subprocess.run(command, check=True, cwd=ROOT, env=quiet)
+
+    with ThreadPoolExecutor(max(1, cores // threads)) as pool:
+        list(pool.map(arm, dict.fromkeys(run.arm for run in preset.all_runs())))
+    page = preset.folder / "notebooks" / "10_claims.ipynb"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    script = str(ROOT / "notebooks" / "10_claims.py")
+    command = [sys.executable, str(WORKFLOW / "execute_notebook.py"), script, str(page), *given]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    return pd.read_csv(preset.folder / "tables" / "claims.csv")
+
+
+def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
+    """Verdicts by set, which claims change sides, and how well the intervals foretell other sets.
+
+    Parameters
+    ----------
+    ledgers
+        Set -> claims, the book's first.
+
+    Returns
+    -------
+    ``claims``: key -> text and, by set, verdict, value and interval. ``flips``: claims that are
+    supported on one set and not supported on another. ``covered`` and ``compared``: how many of the
+    other sets' values lie in the first set's interval for another value: its half-width times √2.
+    """
+    names = list(ledgers)
+    first = ledgers[names[0]].set_index("key")
+    claims, flips, inside = {}, [], []
+    for key, row in first[first["source"] == "this project"].iterrows():
+        found = {name: ledger.set_index("key").loc[key] for name, ledger in ledgers.items()}
+        columns = ["verdict", "value", "ci_low", "ci_high"]
+        by_set = {
+            name: {c: None if pd.isna(claim[c]) else claim[c] for c in columns}
+            for name, claim in found.items()
+        }
+        claims[key] = {"text": row["text"], "sets": by_set}
+        if {"supported", "not supported"} <= {claim["verdict"] for claim in found.values()}:
+            flips.append(key)
+        if np.isfinite(row["p"]):
+            for name in names[1:]:
+                far = abs(found[name]["value"] - row["value"])
+                inside.append(far <= np.sqrt(2) * (row["ci_high"] - row["ci_low"]) / 2)
+    covered = {"covered": int(np.sum(inside)), "compared": len(inside)}
+    return {"claims": claims, "flips": flips, **covered}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python workflow/stability.py")
+    parser.add_argument("preset", nargs="?", default="laptop")
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    ledgers, seconds = {}, {}
+    for name, (repeat, threads) in SETS.items():
+        preset = open_preset("/".join(filter(None, (options.preset, repeat))))
+        start = time.perf_counter()
+        ledgers[name] = run_set(preset, threads, options.cores)
+        seconds[name] = round(time.perf_counter() - start, 1)
+    found = compare(ledgers)
+    seeds = sorted({run.seed for run in preset.all_runs()})
+    about = {"commit": commit(), "hardware": hardware(), "seconds": seconds, "seeds": len(seeds)}
+    saved = json.loads(FILE.read_text()) if FILE.exists() else {}
+    with building(FILE) as partial:
+        partial.write_text(json.dumps(saved | {options.preset: about | found}, indent=1) + "\n")
+    verdicts = {
+        key: {name: claim["verdict"] for name, claim in row["sets"].items()}
+        for key, row in found["claims"].items()
+    }
+    print(pd.DataFrame(verdicts).T.to_string())
+    print(f"changed sides: {', '.join(found['flips']) or 'none'}")
+    print(f"values in the book's interval: {found['covered']} of {found['compared']}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
