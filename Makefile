@@ -39,10 +39,10 @@ OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan edit lab notebooks serve watch doctor download bench bench-train test linkcheck lint clean
+.PHONY: help env book results plan edit lab notebooks serve watch doctor download bench bench-train stability test linkcheck lint clean
 
 help:  ## list the targets
-	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
+	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|study|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create the environment from the lock, in .venv
@@ -118,6 +118,9 @@ bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-im
 
 bench-train: $(STAMP)  ## measure a training step against its floor; writes results/bench/training.json
 	@$(BIN)/python -m benchmarks.training
+
+stability: $(STAMP)  ## repeat the runs of PRESET with other seeds and threads; writes results/bench/stability.json
+	@$(BIN)/python workflow/stability.py $(PRESET) --cores $(CORES)
 
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@# One process more than cores: some tests wait for others' processes.
