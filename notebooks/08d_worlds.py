@@ -123,12 +123,12 @@ figure
 
 # %% tags=["remove-input"]
 sentences = []
-for pair, rows in (
-    effects[effects["world"] != "at home"].groupby("pair", sort=False) if len(effects) else ()
-):
-    above, below = int((rows["ci_low"] > 0).sum()), int((rows["ci_high"] < 0).sum())
-    sentences.append(
-        f"Between arms {labels[pair]}, the interval lies above 0 in {above} of {len(rows)} other worlds "
-        f"and below 0 in {below}."
-    )
-Markdown(" ".join(sentences))
+if len(effects):
+    others = effects[effects["world"] != "at home"]
+    for pair, rows in others.groupby("pair", sort=False):
+        above, below = int((rows["ci_low"] > 0).sum()), int((rows["ci_high"] < 0).sum())
+        sentences.append(
+            f"Between arms {labels[pair]}, the interval lies above 0 in {above} of {len(rows)} "
+            f"other worlds and below 0 in {below}."
+        )
+Markdown(" ".join(sentences)) if sentences else None

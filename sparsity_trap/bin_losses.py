@@ -54,9 +54,9 @@ def l1(rate: Tensor, count: Tensor) -> Tensor:
 def sqrt(rate: Tensor, count: Tensor) -> Tensor:
     """Squared error on Anscombe's scale, (2 √(y + 3/8) − 2 √(λ + 3/8))², elementwise.
 
-    Minimiser: (E √(y + 3/8))² − 3/8, below the mean. Its weight on small residuals is 1 / (λ + 3/8)
-    times that of half the squared error: Poisson's for large rates, constant for small ones, where
-    the root no longer evens out the variance (Anscombe 1948, Biometrika 35, 246–254).
+    Minimiser: (E √(y + 3/8))² − 3/8, below the mean. The gradient in λ is about 2 / (λ + 3/8) times
+    a small residual: twice Poisson's weight for large rates, constant for small ones, where the
+    root no longer evens out the variance (Anscombe 1948, Biometrika 35, 246–254).
     """
     return 4 * (torch.sqrt(count + _ANSCOMBE) - torch.sqrt(rate + _ANSCOMBE)).square()
 
@@ -186,8 +186,9 @@ def zero_inflated(
 
     Notes
     -----
-    Minimiser: E[y | x] where the model holds. Hist2ST trains with it beside squared error, with π
-    and θ of each spot and gene (github.com/biomed-AI/Hist2ST, ``NB_module.py``).
+    Minimiser: E[y | x] where the model holds. Hist2ST trains with it beside squared error of
+    logarithms, with π and θ of each spot and gene and the spot's total as exposure
+    (github.com/biomed-AI/Hist2ST, ``NB_module.py``).
     """
     present = F.softplus(inflation_logit)  # −log(1 − π)
     given = negative_binomial(log_rate + present, count, log_dispersion) + present

@@ -82,7 +82,8 @@ def mse_pearson(rate: Tensor, count: Tensor, tissue: Tensor) -> Tensor:
     Minimiser: E[y | x], which minimises both terms. In a sparse gene the squared error is small and
     correlation decides, in an abundant one the squared error.
 
-    Used by EGN (github.com/Yan98/EGN, ``v1/train.py``), on normalised expression of spots.
+    Used by EGN (github.com/Yan98/EGN, ``v1/train.py``), on logarithms of the
+    counts of spots, scaled to the range of each gene.
     """
     return mse(rate, count, tissue) + PEARSON_WEIGHT * pearson(rate, count, tissue)
 
@@ -117,13 +118,10 @@ def ssim(rate: Tensor, count: Tensor, tissue: Tensor) -> Tensor:
     x, y = (torch.where(tissue[:, None], maps, 0.0) for maps in (rate, count))
     scale = y.detach().amax((2, 3), keepdim=True).clamp(min=1).square()
 
-    def mean(z: Tensor) -> Tensor:
-        return F.avg_pool2d(z, side, stride=1)
-
     sample = side**2 / (side**2 - 1)
-    mx, my = mean(x), mean(y)
-    xx, yy = ((mean(z.square()) - m.square()).clamp(min=0) * sample for z, m in ((x, mx), (y, my)))
-    xy = (mean(x * y) - mx * my) * sample
+    mx, my, mxx, myy, mxy = (_window_mean(z, side) for z in (x, y, x * x, y * y, x * y))
+    xx, yy = ((m - n.square()).clamp(min=0) * sample for m, n in ((mxx, mx), (myy, my)))
+    xy = (mxy - mx * my) * sample
     c1, c2 = SSIM_K1**2 * scale, SSIM_K2**2 * scale
     similar = (2 * mx * my + c1) * (2 * xy + c2)
     similar = similar / ((mx.square() + my.square() + c1) * (xx + yy + c2))
@@ -131,6 +129,16 @@ def ssim(rate: Tensor, count: Tensor, tissue: Tensor) -> Tensor:
     centre = tissue[:, edge:-edge, edge:-edge]
     error = torch.where(centre[:, None], 1 - similar, 0.0)
     return error.sum((0, 2, 3)) / centre.sum().clamp(min=1)
+
+
+def _window_mean(z: Tensor, side: int) -> Tensor:
+    """Mean of every window of ``side`` × ``side`` bins that lies in a map [B, G, h, w]."""
+    if z.device.type != "cpu":
+        return F.avg_pool2d(z, side, stride=1)
+    # On a CPU two products with band matrices take a fifth of the time of pooling.
+    rows, columns = (torch.ones(n - side + 1, n, dtype=z.dtype) / side for n in z.shape[-2:])
+    rows, columns = (m.triu().tril(side - 1) for m in (rows, columns))
+    return rows @ z @ columns.T
 
 
 def mse_ssim(rate: Tensor, count: Tensor, tissue: Tensor) -> Tensor:

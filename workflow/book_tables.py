@@ -46,6 +46,7 @@ def arms(preset: Preset) -> str:
                 "arm": name + (" (published)" if name in PUBLISHED_ARMS else ""),
                 "decoder": arm.decoder,
                 "loss": arm.loss,
+                "genes weighed by": "" if arm.gene_weight == "none" else arm.gene_weight,
                 "link": arm.link,
                 "bias": bias,
                 "bins, µm": widths,

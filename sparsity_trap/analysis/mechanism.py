@@ -23,6 +23,7 @@ from sparsity_trap.predict import load_model
 from sparsity_trap.runs import Result
 from sparsity_trap.settings import PUBLISHED_BIAS, Preset
 from sparsity_trap.training import initial_model
+from sparsity_trap.training_data import gene_weight, load_training_set
 
 
 def gradient_share(
@@ -31,6 +32,7 @@ def gradient_share(
     counts: Tensor,
     mask: Tensor,
     objective: Callable[[Tensor, Tensor, Tensor], Tensor],
+    gene_weight: Tensor | None = None,
 ) -> np.ndarray:
     """Share of each gene in the gradient that reaches the decoder shared by all genes.
 
@@ -51,6 +53,8 @@ def gradient_share(
     objective
         Loss of one gene, a scalar, from η and counts [B, 1, H, W] and the mask: a
         `losses.Objective` of one gene.
+    gene_weight
+        Weight of each gene's loss, [G]; equal ones by default.
 
     Returns
     -------
@@ -76,6 +80,8 @@ def gradient_share(
             (gradient,) = torch.autograd.grad(objective(own, counts[:, one], mask), own)
         by_row = F.pixel_unshuffle(gradient.double(), side).transpose(0, 1).flatten(1)
         norms[g] = (weight.T @ by_row).square().sum().item()
+    if gene_weight is not None:
+        norms *= gene_weight.double().numpy() ** 2
     total = norms.sum()
     return norms / total if total > 0 else np.full_like(norms, np.nan)
 
@@ -94,8 +100,15 @@ def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.Data
     -------
     DataFrame with columns ``gene``, ``category``, ``mean_count``, ``panel`` (arm and moment) and
     ``share``.
+
+    Raises
+    ------
+    ValueError
+        The arm's loss takes an exposure, which a gene alone does not tell.
     """
     arm = preset.arm(result.run.arm)
+    if arm.loss.endswith("-depth"):
+        raise ValueError(f"gradient shares are taken gene by gene, which loss '{arm.loss}' is not")
     patient = preset.training_patients(result.run.test_patient)[0]
     store = runs.store(preset, patient)
     chosen = np.unique(np.linspace(0, len(store) - 1, patches).astype(int))
@@ -103,6 +116,7 @@ def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.Data
     runs.tokens(preset, patient)
     tokens = torch.from_numpy(open_tokens(preset, patient)[0][chosen, 0])
     objective = losses.Objective(arm.loss, arm.link, 1, arm.resolutions_um, arm.masked)
+    weight = gene_weight(load_training_set(preset, result.run), arm.gene_weight)
     moments = {
         "start": initial_model(preset, result.run),
         "end": load_model(result.folder).model.cpu(),
@@ -111,7 +125,7 @@ def gradient_shares(preset: Preset, result: Result, patches: int = 8) -> pd.Data
     return pd.concat(
         genes.assign(
             panel=f"{result.run.arm}, {moment}",
-            share=gradient_share(model, tokens, counts, mask, objective),
+            share=gradient_share(model, tokens, counts, mask, objective, weight),
         )
         for moment, model in moments.items()
     )

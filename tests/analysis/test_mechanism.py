@@ -85,6 +85,21 @@ def test_share_equals_the_heads_jacobian(batch, name):
     np.testing.assert_allclose(share, expected, rtol=1e-4)
 
 
+def test_weights_of_genes_enter_their_shares(batch):
+    weight = torch.tensor([1.0, 0.5, 3.0, 2.0])
+    objective = losses.Objective("mse", "exp", genes=1)
+    share = mechanism.gradient_share(*batch, objective, weight)
+    whole = losses.Objective("mse", "exp", 4, gene_weight=weight)
+
+    def loss(eta, y):
+        mask = torch.ones(y.shape[0], *y.shape[2:], dtype=torch.bool)
+        per_bin = losses.mse(eta.exp(), y) * whole.gene_weight[:, None, None]
+        assert torch.isclose(per_bin.mean(), whole(eta, y, mask))
+        return per_bin
+
+    np.testing.assert_allclose(share, reference(*batch, loss), rtol=1e-4)
+
+
 def test_rich_genes_own_the_gradient_of_mse_more_than_of_poisson(batch):
     def share(name):
         return mechanism.gradient_share(*batch, losses.Objective(name, "softplus", genes=1))

@@ -367,3 +367,44 @@ def test_depth_is_conditioned_out():
     Objective("poisson-depth", "exp", 2, mean_depth=mean)(eta, count, mask).backward()
     halves = [eta.grad[0, :, :, part].sum((1, 2)) for part in (slice(32), slice(32, None))]
     assert torch.stack(halves).abs().max() < 0.02
+
+
+# --- minimisers of losses over maps ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["mse+pearson", "pearson", "multinomial", "poisson"])
+def test_minimisers_over_maps_are_the_mean_in_some_unit(loss):
+    """Three strips of one rate each, fitted; pearson leaves level and scale open."""
+    strip = torch.arange(60) // 20
+    truth = torch.tensor([0.2, 0.5, 2.0], dtype=torch.float64)
+    draw = torch.Generator().manual_seed(8)
+    count = torch.poisson(truth[strip].expand(1, 1, 60, 60), generator=draw)
+    mask = torch.ones(1, 60, 60, dtype=torch.bool)
+    mean = torch.stack([count[..., strip == i].mean() for i in range(3)])
+    eta = torch.tensor([0.1, 0.0, -0.1], dtype=torch.float64, requires_grad=True)
+    objective = Objective(loss, "exp", 1)
+    optimiser = torch.optim.LBFGS([eta], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        value = objective(eta[strip].expand(1, 1, 60, 60), count, mask)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    found = eta.detach().exp()
+    if loss == "pearson":
+        found = (found - found[0]) / (found[2] - found[0]) * (mean[2] - mean[0]) + mean[0]
+    elif loss == "multinomial":
+        found = found * mean.sum() / found.sum()
+    torch.testing.assert_close(found, mean, rtol=1e-3, atol=1e-3)
+
+
+def test_ssim_draws_the_rate_of_a_sparse_gene_below_its_mean():
+    draw = torch.Generator().manual_seed(9)
+    count = torch.poisson(torch.full((1, 1, 64, 64), 0.02), generator=draw)
+    mask = torch.ones(1, 64, 64, dtype=torch.bool)
+    objective = Objective("mse+ssim", "exp", 1)
+    rates = torch.logspace(-5, -1, 60)
+    values = [objective(r.log().expand_as(count), count, mask) for r in rates]
+    assert rates[torch.stack(values).argmin()] < 0.1 * count.mean()
