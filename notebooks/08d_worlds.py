@@ -15,12 +15,11 @@ source = ""
 cohort = ""
 
 # %%
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
-from scipy import stats
 
 from sparsity_trap import runs
+from sparsity_trap.analysis import effects
 from sparsity_trap.analysis.worlds import facts
 from sparsity_trap.settings import LOSS_PAIRS
 from sparsity_trap.show import style, tables
@@ -69,46 +68,43 @@ if elsewhere:
 # :::{when} worlds.n
 # ## The effect of the loss
 #
-# The gain of a seed is the mean over genes of the PCC at 8 µm under Poisson minus that under MSE, both runs with this seed. Genes share the run, so seeds and not genes are the sample: intervals are Student's *t* over seeds.
+# Each effect is a mean over paired runs, genes and patches, with an interval that holds the variance of all three ([](03_results.ipynb)). In a world whose seeds are fewer than three, run-to-run variance is that of the arms which are repeated there.
 # :::
 
+# %%
+by_seed, gains = [], []
+for name, world in worlds.items() if elsewhere else ():
+    results = runs.load_all(world)
+    scores = runs.long_table(world, results)
+    patches = {result.run.name: result.patches for result in results}
+    for pair, (mse, poisson) in LOSS_PAIRS.items():
+        weights = {poisson: 1, mse: -1}
+        if set(weights) <= set(scores["arm"]):
+            found = effects.contrast(scores, weights, patients=[main], moments=patches)
+            low, high = found.interval
+            row = {"pair": pair, "world": name, "gain": found.value}
+            gains.append(row | {"ci_low": low, "ci_high": high, "n_seeds": found.n})
+            seeds = effects.gains(scores, weights).loc[[main]].mean(axis=1).rename("gain")
+            by_seed.append(seeds.reset_index().assign(world=name, pair=pair))
 
 # %%
-def over_seeds(gain):
-    """Mean over seeds with its 95 % t interval, which one seed cannot have."""
-    low, high = np.nan, np.nan
-    if len(gain) > 1:
-        low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
-    return pd.Series({"gain": gain.mean(), "ci_low": low, "ci_high": high, "n_seeds": len(gain)})
+gains = pd.DataFrame(gains)
+for row in gains.itertuples():
+    numbers = {"ci_low": row.ci_low, "ci_high": row.ci_high, "n_seeds": row.n_seeds}
+    quote(f"worlds.{row.world.replace(' ', '-')}.{row.pair}", gain=row.gain, **numbers)
+if len(gains):
+    by_seed = pd.concat(by_seed, ignore_index=True)
+    display(tables.show(gains.replace({"pair": labels})))
 
-
-# %%
-by_seed, effects = pd.DataFrame(), pd.DataFrame()
-if elsewhere:
-    parts = []
-    for name, world in worlds.items():
-        scores = runs.long_table(world, runs.load_all(world))
-        scores = scores[scores["patient"] == main].assign(score=lambda rows: rows["pcc_8um"])
-        for pair, arms in LOSS_PAIRS.items():
-            gain = runs.gains(scores, arms).groupby("seed")["delta"].mean().rename("gain")
-            parts.append(gain.reset_index().assign(world=name, pair=pair))
-    by_seed = pd.concat(parts, ignore_index=True)
-    effects = by_seed.groupby(["pair", "world"], sort=False)["gain"].apply(over_seeds).unstack()
-    effects = effects.reset_index().astype({"n_seeds": int})
-    for row in effects.itertuples():
-        numbers = {"ci_low": row.ci_low, "ci_high": row.ci_high, "n_seeds": row.n_seeds}
-        quote(f"worlds.{row.world.replace(' ', '-')}.{row.pair}", gain=row.gain, **numbers)
-    display(tables.show(effects.replace({"pair": labels})))
-
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-worlds", "caption": "Gain of Poisson over MSE in PCC at 8 µm where arms differ in nothing but the loss, in each world. Small dots are seeds, large ones their means, with 95 % t intervals over seeds."}, "image": {"alt": "Gain of Poisson over MSE per world and seed, for each pair of arms"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-worlds", "caption": "Gain of Poisson over MSE in PCC at 8 µm where arms differ in nothing but the loss, in each world. Small dots are seeds, large ones their means, with 95 % intervals that hold runs, genes and patches."}, "image": {"alt": "Gain of Poisson over MSE per world and seed, for each pair of arms"}}
 figure = style.not_trained("other worlds")
-if len(effects):
-    pairs = effects["pair"].unique()
+if len(gains):
+    pairs = gains["pair"].unique()
     size = 1.8 + 2.7 * len(pairs), 0.9 + 0.4 * len(worlds)
     figure, axes = style.subplots(1, len(pairs), figsize=size, sharey=True, squeeze=False)
     places = {name: place for place, name in enumerate(worlds)}
     for axis, pair in zip(axes[0], pairs, strict=True):
-        rows, seeds = (table[table["pair"] == pair] for table in (effects, by_seed))
+        rows, seeds = (table[table["pair"] == pair] for table in (gains, by_seed))
         y = rows["world"].map(places)
         axis.hlines(y, rows["ci_low"], rows["ci_high"], color=style.POISSON_COLOUR, lw=1.4)
         axis.plot(rows["gain"], y, "o", ms=5.5, color=style.POISSON_COLOUR)
@@ -117,14 +113,14 @@ if len(effects):
         axis.set(title=labels[pair], xlabel="gain in PCC, Poisson − MSE")
     axes[0][0].set_yticks(list(places.values()), list(places))
     axes[0][0].set_ylim(len(places) - 0.5, -0.5)
-    drawn = by_seed.merge(effects, on=["pair", "world"], suffixes=("", "_mean"))
+    drawn = by_seed.merge(gains, on=["pair", "world"], suffixes=("", "_mean"))
     style.mark(figure, settings.source, drawn)
 figure
 
 # %% tags=["remove-input"]
 sentences = []
-if len(effects):
-    others = effects[effects["world"] != "at home"]
+if len(gains):
+    others = gains[gains["world"] != "at home"]
     for pair, rows in others.groupby("pair", sort=False):
         above, below = int((rows["ci_low"] > 0).sum()), int((rows["ci_high"] < 0).sum())
         sentences.append(
