@@ -17,24 +17,32 @@ cohort = ""
 # %%
 import numpy as np
 import pandas as pd
-import statsmodels.formula.api as smf
-from IPython.display import Markdown, display
+from IPython.display import display
+from patsy import dmatrix
 from patsy.contrasts import ContrastMatrix, Treatment
 
 from sparsity_trap import runs
 from sparsity_trap.analysis import controls, factorial, mechanism
+from sparsity_trap.analysis.effects import contrast
 from sparsity_trap.show import interactive, style, tables
 
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "07_factorial")
 results = runs.load_all(settings)
 scores = runs.long_table(settings, results)  # one row per run and gene, with the arm's settings
+patches = {result.run.name: result.patches for result in results}
 
 # %% [markdown]
-# Between arms D and E three things change at once: the loss, the link and the initial bias of the head. The factorial trains their combinations, everything else equal.
-#
-# Each gene of a test patient and a seed is a block that has a score in every cell. Levels are coded so that a coefficient is the level's mean over all cells of the other factors minus the reference's, and that of a product is a difference of such differences: treatment coding, each column less its mean over the levels.
-# The reference is MSE with softplus and the published bias. The covariance is clustered by gene, so that a gene's patients and cells do not count as independent.
+# Between arms D and E three things change at once: the loss, the link and the initial bias of the head. Here each is changed with the others held: eight cells, in which the bias is a number, 0 or −3, with either link. Means are over runs and genes; a run that [collapsed](03_results.ipynb) has no score, and is counted.
+
+# %%
+between = factorial.gap_runs(scores)  # the runs of the eight cells
+cells = factorial.cells(between, "pcc_8um")
+tables.show(cells) if len(cells) else style.not_trained("the eight cells between arms D and E")
+
+# %% [markdown]
+# An effect is a weighted sum of the cells' means. Levels are coded so that a coefficient is the level's mean over all cells of the other factors minus the reference's, and that of a product is a difference of such differences: treatment coding, each column less its mean over the levels. The pseudo-inverse of this design holds each cell's weight in each coefficient.
+# The sum is taken run by run, and its interval holds what runs, genes and patches bring. Where all runs of a cell collapsed there is no effect to speak of, and a dash stands.
 
 
 # %%
@@ -46,56 +54,126 @@ class Marginal(Treatment):
         return ContrastMatrix(coded.matrix - 1 / len(levels), coded.column_suffixes)
 
 
-formula = (
-    "score ~ C(loss, Marginal('mse')) * C(link, Marginal('softplus'))"
-    " * C(bias, Marginal('published'))"
-)
+formula = "C(loss, Marginal('mse')) * C(link, Marginal('softplus')) * C(bias, Marginal({}))"
 
 
 # %%
-def effects(score):
-    """Main effects and interactions on a score, with 95 % intervals over genes."""
-    blocks = factorial.complete_blocks(crossed, score)  # a row per block, a column per cell
-    cells = blocks.melt(ignore_index=False, value_name="score").reset_index()
-    clusters = {"groups": pd.factorize(cells["gene"])[0]}
-    fit = smf.ols(formula, cells).fit(cov_type="cluster", cov_kwds=clusters, use_t=True)
-    found = pd.concat([fit.params, fit.conf_int(), fit.pvalues], axis=1).drop("Intercept")
-    found.columns = ["effect", "ci_low", "ci_high", "p_value"]
+def effects(rows, bias, score="pcc_8um"):
+    """Main effects and interactions on a score; ``bias`` is the reference's."""
+    table = factorial.cells(rows, score)
+    design = dmatrix(formula.format(repr(bias)), table)
+    weights = pd.DataFrame(np.linalg.pinv(design), design.design_info.column_names, table["arm"])
+    found = []
+    for term, of_arms in weights.drop("Intercept").iterrows():
+        effect = contrast(rows, of_arms.to_dict(), score, moments=patches)
+        found.append((term, effect.value, *effect.interval, effect.n))
+    found = pd.DataFrame(found, columns=["term", "effect", "ci_low", "ci_high", "n"])
     # C(loss, Marginal('mse'))[T.nb]:C(link, …)[T.exp] becomes loss=nb x link=exp
-    terms = found.index.str.replace(r"C\((\w+), \S+\)\[T\.(.+?)\]", r"\1=\2", regex=True)
-    found.insert(0, "term", terms.str.replace(":", " x "))
-    return found.assign(order=terms.str.count(":") + 1).reset_index(drop=True)
+    terms = found["term"].str.replace(r"C\((\w+), \S+\)\[T\.(.+?)\]", r"\1=\2", regex=True)
+    return found.assign(term=terms.str.replace(":", " x "), order=terms.str.count(":") + 1)
 
 
 # %%
-crossed = factorial.factorial_runs(scores)  # runs that differ in nothing but the three factors
-blocks = factorial.complete_blocks(crossed, "pcc_8um")
-trained = len(blocks) > 0
+if len(between):
+    on_gap = effects(between, 0.0)
+    for row in on_gap.itertuples():
+        name = row.term.replace(" x ", "-x-").replace("loss=", "").replace("link=", "")
+        numbers = {"effect": row.effect, "ci_low": row.ci_low, "ci_high": row.ci_high}
+        quote(f"between.{name.replace('bias=-3.0', 'minus3')}", **numbers)
+    display(tables.show(on_gap.assign(term=on_gap["term"].map(style.term_name))))
+
+# %% [markdown]
+# :::{when} between.poisson.effect
+# Over the four pairs of link and bias, Poisson in place of MSE changes the mean per-gene PCC at 8 µm by {val}`between.poisson.effect:+.3f` (95 % interval {val}`between.poisson.ci_low:+.3f` to {val}`between.poisson.ci_high:+.3f`), the exp link in place of softplus by
+# {val}`between.exp.effect:+.3f` ({val}`between.exp.ci_low:+.3f` to {val}`between.exp.ci_high:+.3f`), and a start at −3 in place of 0 by {val}`between.minus3.effect:+.3f` ({val}`between.minus3.ci_low:+.3f` to {val}`between.minus3.ci_high:+.3f`).
+# The loss's effect is larger at −3 than at 0 by {val}`between.poisson-x-minus3.effect:+.3f` ({val}`between.poisson-x-minus3.ci_low:+.3f` to {val}`between.poisson-x-minus3.ci_high:+.3f`): where that is not near 0, no single number is *the* effect of the loss.
+# :::
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-between", "caption": "Effect of the loss, Poisson − MSE, at each link and bias, with 95 % intervals over runs, genes and patches. Crosses: a cell whose runs all collapsed."}, "image": {"alt": "The loss's effect in the four pairs of link and bias"}}
+figure = style.not_trained("the eight cells between arms D and E")
+if len(between):
+    pairs = cells.pivot(index=["link", "bias"], columns="loss", values="arm")
+    of_loss = [contrast(between, {p: 1, m: -1}, moments=patches) for m, p in pairs.to_numpy()]
+    drawn = pd.DataFrame([(e.value, *e.interval) for e in of_loss], pairs.index)
+    drawn = drawn.set_axis(["effect", "ci_low", "ci_high"], axis=1).reset_index()
+    figure, axis = style.subplots(figsize=(5.2, 2.1))
+    axis.hlines(drawn.index, drawn["ci_low"], drawn["ci_high"], color="#222222", lw=1.2)
+    axis.plot(drawn["effect"], drawn.index, "o", ms=4, color="#222222")
+    gone = drawn.index[drawn["effect"].isna()]
+    axis.plot(np.zeros(len(gone)), gone, "x", color=style.MSE_COLOUR)
+    axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
+    names = [f"{row.link}, bias {row.bias:.0f}".replace("-", "−") for row in drawn.itertuples()]
+    axis.set_yticks(drawn.index, names)
+    axis.set_ylim(-0.6, len(drawn) - 0.4)
+    axis.set_xlabel("Poisson − MSE, PCC at 8 µm")
+    style.mark(figure, settings.source, drawn)
+figure
+
+# %% [markdown]
+# ## The published gap taken apart
+#
+# From D to E each factor is changed when it is its turn, in all six orders, and its contribution averaged (Shapley value). That, too, is a weighted sum of the eight cells, and the three add up to E − D:
+
+# %%
+weights = factorial.shapley_weights(scores)  # factor -> arm -> weight
+parts = {factor: contrast(between, own, moments=patches) for factor, own in weights.items()}
+if parts:
+    # The same runs and patients as the parts, so that they add up.
+    parts["gap"] = contrast(between, {"E": 1.0, "D": -1.0}, moments=patches)
+rows = [(name, part.value, *part.interval, part.n) for name, part in parts.items()]
+shares = pd.DataFrame(rows, columns=["factor", "contribution", "ci_low", "ci_high", "n"])
+for row in shares.itertuples():
+    quote(f"gap.{row.factor}", contribution=row.contribution, low=row.ci_low, high=row.ci_high)
+if len(shares):
+    display(tables.show(shares.replace({"factor": {"gap": "E − D"}})))
+
+# %% [markdown]
+# :::{when} gap.loss.contribution
+# To E − D the loss contributes {val}`gap.loss.contribution:+.3f` ({val}`gap.loss.low:+.3f` to {val}`gap.loss.high:+.3f`), the link {val}`gap.link.contribution:+.3f` ({val}`gap.link.low:+.3f` to {val}`gap.link.high:+.3f`) and the bias
+# {val}`gap.bias.contribution:+.3f` ({val}`gap.bias.low:+.3f` to {val}`gap.bias.high:+.3f`).
+# :::
+#
+# A contribution is no property of the loss. It averages the loss's effect in all four pairs of link and bias, among them the start at 0, where squared error has most to lose. The effect at the published Poisson arm's link and bias, E − D-matched, is one of the four; {numref}`fig-between` shows them all.
+# So a loss that "explains much of the gap" and "changes little at equal link and bias" is no contradiction but an interaction: with a good start it matters less which loss is taken. Shares of the gap in per cent are left out. They divide by a difference that another training moves.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gap", "caption": "Contribution of each factor to the difference E − D, with 95 % intervals over runs, genes and patches."}, "image": {"alt": "Bars of the contributions of loss, link and bias"}}
+figure = style.not_trained("the eight cells between arms D and E")
+if len(shares):
+    figure, axis = style.subplots(figsize=(5.2, 2.2))
+    colours = ["#9CC3CF"] * (len(shares) - 1) + ["#555555"]
+    axis.barh(shares.index, shares["contribution"], height=0.6, color=colours)
+    axis.hlines(shares.index, shares["ci_low"], shares["ci_high"], color="#222222", lw=1.2)
+    axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
+    axis.set_yticks(shares.index, shares["factor"].replace("gap", "E − D"))
+    axis.invert_yaxis()
+    axis.set_xlabel("PCC at 8 µm, from arm D to arm E")
+    style.mark(figure, settings.source, shares)
+figure
+
+# %% [markdown]
+# ## More losses, and a start at the gene means
+#
+# The larger factorial crosses every loss that was trained with both links at two starts: the publication's bias of that link (0 with softplus, −3 with exp) and the gene's mean. Here the link takes its bias along, so its effect is that of both.
+
+# %%
+crossed = factorial.factorial_runs(scores)
+trained = len(crossed) > 0
 if trained:
-    on_pcc = effects("pcc_8um")
+    on_pcc = effects(crossed, "published")
     for row in on_pcc[on_pcc["order"] == 1].set_index("term").itertuples():
         numbers = {"effect": row.effect, "ci_low": row.ci_low, "ci_high": row.ci_high}
-        quote(f"factorial.{row.Index.split('=')[1]}", **numbers, p_value=row.p_value)
-    display(tables.show(on_pcc.assign(term=on_pcc["term"].map(style.term_name))))
-
-# %% tags=["remove-input"]
-n_genes, n_patients = (blocks.index.unique(name).size for name in ("gene", "patient"))
-tested = "One test patient says" if n_patients == 1 else f"{n_patients} test patients say little or"
-Markdown(
-    f"Intervals are over {n_genes} genes. {tested} nothing about patients at large."
-    if trained
-    else "The preset of this build does not train the whole factorial."
-)
+        quote(f"factorial.{row.Index.split('=')[1]}", **numbers)
+    named = on_pcc.assign(term=on_pcc["term"].map(style.term_name))
+    display(tables.show(factorial.cells(crossed, "pcc_8um")), tables.show(named))
 
 # %% [markdown]
 # :::{when} factorial.poisson.effect
-# Over all links and biases, Poisson in place of MSE changes the mean per-gene PCC at 8 µm by {val}`factorial.poisson.effect:+.3f` (95 % interval {val}`factorial.poisson.ci_low:+.3f` to
-# {val}`factorial.poisson.ci_high:+.3f`), the exp link in place of softplus by {val}`factorial.exp.effect:+.3f` ({val}`factorial.exp.ci_low:+.3f` to {val}`factorial.exp.ci_high:+.3f`), and a start at the
-# gene means in place of the published bias by {val}`factorial.gene-mean.effect:+.3f` ({val}`factorial.gene-mean.ci_low:+.3f` to {val}`factorial.gene-mean.ci_high:+.3f`).
+# Over all links and starts, Poisson in place of MSE changes the PCC by {val}`factorial.poisson.effect:+.3f` ({val}`factorial.poisson.ci_low:+.3f` to {val}`factorial.poisson.ci_high:+.3f`), exp in place of softplus by {val}`factorial.exp.effect:+.3f` ({val}`factorial.exp.ci_low:+.3f` to {val}`factorial.exp.ci_high:+.3f`), and a start at the gene means in place of the published bias by
+# {val}`factorial.gene-mean.effect:+.3f` ({val}`factorial.gene-mean.ci_low:+.3f` to {val}`factorial.gene-mean.ci_high:+.3f`).
 # :::
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-factorial", "caption": "Main effects (black) and two-way interactions (grey) of loss, link and bias on the per-gene PCC at 8 µm. The reference is MSE with softplus and the published bias."}, "image": {"alt": "Effects of the factorial with their intervals"}}
-figure = style.not_trained("the factorial")
+figure = style.not_trained("the larger factorial; the preset paper does")
 if trained:
     shown = on_pcc[on_pcc["order"] <= 2].iloc[::-1].reset_index(drop=True)
     figure, axis = style.subplots(figsize=(6.4, 0.9 + 0.24 * len(shown)))
@@ -106,72 +184,52 @@ if trained:
     axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
     axis.set_yticks(shown.index, [style.term_name(term) for term in shown["term"]])
     axis.set_ylim(-0.7, len(shown) - 0.3)
-    axis.set_xlabel("effect on PCC at 8 µm (95 % interval over genes)")
+    axis.set_xlabel("effect on PCC at 8 µm, with 95 % interval")
     style.mark(figure, settings.source, on_pcc)
 figure
 
 # %% [markdown]
-# :::{when} factorial.poisson.effect
-# The same effects on other scores, with 95 % intervals over genes:
+# :::{when} between.poisson.effect
+# The effects of the eight cells, or of the larger factorial where it was trained, on other scores:
 # :::
 
 # %% tags=["remove-input"]
-if trained:
+if trained or len(between):
+    rows, reference = (crossed, "published") if trained else (between, 0.0)
     names = ("pcc_8um", "pcc_2um", "spearman_8um", "ssim_2um", "ssim_8um", "d2", "auprc")
-    by_score = {
-        tables.TITLES.get(name, name): effects(name)
-        for name in names
-        if len(factorial.complete_blocks(crossed, name))
-    }
+    by_score = {tables.TITLES.get(name, name): effects(rows, reference, name) for name in names}
     figure, choices = interactive.effects_browser(by_score, settings.source)
     display(interactive.show(figure, "effects", choices=choices))
 
 # %% [markdown]
-# ## The published gap taken apart
+# ## Why the losses differ at all
 #
-# From D to E each factor is changed when it is its turn, in all six orders, and its contribution averaged (Shapley value). This takes the eight cells in which the bias is 0 or −3 with either link. Intervals are percentiles of 5,000 draws of genes, a gene bringing all its patients.
+# Both losses have the same minimiser. What differs is the way there. Look at one bin that holds one count, y = 1, from a linear output η far too low:
 
 # %%
-between = factorial.complete_blocks(factorial.gap_runs(scores), "pcc_8um")
-if len(between):
-    parts = factorial.contributions(between)  # of loss, link and bias in every gene's gap
-    shares = factorial.share_of_gap(parts)
-    for row in shares.itertuples():
-        share = {"share": row.share, "ci_low": row.ci_low, "ci_high": row.ci_high}
-        quote(f"gap.{row.factor}", contribution=row.contribution, **share)
-    means = between.mean().rename("mean PCC 8 µm").reset_index()
-    display(tables.show(means), tables.show(shares))
+eta = np.linspace(-6, 2.5, 200)
+links = {"exp": np.exp(eta), "softplus": np.logaddexp(0, eta)}  # λ
+curves = {("MSE", link): (1 - seen) ** 2 for link, seen in links.items()}
+curves |= {("Poisson", link): seen - np.log(seen) - 1 for link, seen in links.items()}
 
-# %% [markdown]
-# :::{when} gap.loss.share
-# Of the gap, the loss explains {val}`gap.loss.share:.0%` ({val}`gap.loss.ci_low:.0%` to {val}`gap.loss.ci_high:.0%`), the link {val}`gap.link.share:.0%` and the bias {val}`gap.bias.share:.0%`.
-# :::
-
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-gap", "caption": "Contribution of each factor to the difference E − D, with 95 % intervals over genes."}, "image": {"alt": "Bars of the contributions of loss, link and bias"}}
-figure = style.not_trained("the eight cells between D and E")
-if len(between):
-    figure, axis = style.subplots(figsize=(5.2, 2.4))
-    left = 0.0
-    for row, part in enumerate(shares.itertuples()):
-        whole = part.factor == "gap"
-        left *= not whole
-        colour = "#555555" if whole else "#9CC3CF"
-        axis.barh(row, part.contribution, left=left, height=0.6, color=colour)
-        span = [left + part.contribution_low, left + part.contribution_high]
-        axis.plot(span, [row, row], color="#222222", lw=1.2)
-        left += part.contribution
-    axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
-    axis.set_yticks(range(len(shares)), shares["factor"].replace("gap", "E − D"))
-    axis.invert_yaxis()
-    axis.set_xlabel("PCC at 8 µm, from arm D to arm E")
-    style.mark(figure, settings.source, shares)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-plateau", "caption": "Loss of a bin with one count against the linear output η. Computed, no data."}, "image": {"alt": "Squared error flattens out at low rates, the Poisson loss does not"}}
+figure, axes = style.subplots(1, 2, figsize=(6.6, 2.6), sharey=True)
+for (loss, link), curve in curves.items():
+    axis = axes[list(links).index(link)]
+    colour = style.MSE_COLOUR if loss == "MSE" else style.POISSON_COLOUR
+    axis.plot(eta, curve, color=colour, label=loss)
+    axis.set(title=f"link {link}", xlabel="η", ylim=(-0.1, 5))
+axes[0].set_ylabel("loss above its minimum")
+axes[0].legend(loc="upper center")
+figure.data = pd.DataFrame({f"{loss}, {link}": curve for (loss, link), curve in curves.items()})
+figure.data.insert(0, "eta", eta)
 figure
 
 # %% [markdown]
-# ## Why the losses differ at all
+# The Poisson loss with the exp link is convex in η: wherever it stands, the slope points to the minimum, and at low rates it stays near −y. Squared error is not convex in η. Through either link its slope, 2λ′(λ − y), fades with λ, so a rate near zero is a plateau: a run that overshoots to it finds no way back. That is where [collapsed](03_results.ipynb) runs stand. The optimum is the conditional mean all the same.
 #
-# Both losses have the same minimiser. What differs is how much each bin pulls on the way: the gradient on η is a weight times λ − y. With $\lambda' = \partial\lambda/\partial\eta$, which is λ for the exp link and $1 - e^{-\lambda}$ for softplus, the weight is $2\lambda'$ under MSE and $\lambda'/\lambda$ under Poisson.
-# Under MSE it grows with the rate, so frequent bins lead; under Poisson with the exp link every bin weighs the same.
+# In general the gradient on η is a weight times λ − y. With $\lambda' = \partial\lambda/\partial\eta$, which is λ for the exp link and $1 - e^{-\lambda}$ for softplus, the weight is $2\lambda'$ under MSE and $\lambda'/\lambda$ under Poisson.
+# Under MSE it grows with the rate, so rich bins, and above all rich genes, lead; under Poisson with the exp link every bin weighs the same.
 
 # %%
 rate = np.geomspace(1e-3, 10, 200)
@@ -193,7 +251,10 @@ figure.data.insert(0, "rate", rate)
 figure
 
 # %% [markdown]
-# In the decoder that all genes share, this becomes a matter between genes. Below, the share of each gene in the squared gradient that reaches it, before training and at the chosen checkpoint; the horizontal line is an equal share.
+# AdamW divides the gradient of each weight by that weight's own recent size. A weight that serves one gene alone, in the head, thereby loses the gene's scale: nothing is left of the imbalance. A linear decoder is such weights throughout, and theory expects little effect of the loss there (E-linear − D-linear, [](03_results.ipynb)).
+# A weight that genes share, in the trunk of Hist2ST, gets one sum of all their gradients, and in it the rich genes lead. How much of the effect lies there is measured in [](08b_weight.ipynb).
+#
+# Below, the share of each gene in the squared gradient that reaches the shared decoder, before training and at the chosen checkpoint; the horizontal line is an equal share.
 # Near a solution residuals are count noise, of size √λ, so theory expects shares that grow as λ³ under MSE and as λ under Poisson, with the exp link. Far from it the residual is the error of the start: arm D begins at
 # {val}`start.softplus:.2f` counts per bin for every gene, nearly all of it excess, and shares are nearly equal. Each panel's title gives the exponent fitted to its genes.
 
@@ -225,11 +286,28 @@ style.mark(figure, settings.source, shares_of_genes)
 # %% [markdown]
 # ## The same minimiser
 #
-# One free rate per group of simulated bins, fitted until gradient descent stands still. MSE and Poisson end at the mean count; MSE on log1p does not. They differ in the steps that the sparse groups take.
+# One free rate per group of simulated bins, fitted by plain gradient descent until it stands still, with the largest step that the loss bears; and by AdamW as the arms are trained, at a learning rate of 0.006. MSE and Poisson end at the mean count either way; MSE on log1p does not.
 
 # %%
-toy = mechanism.toy_minimisers()
-toy["error"] = toy["relative_error"].round(3).add(0).map("{:.1%}".format).str.replace("-", "−")
-toy["steps"] = toy["steps"].astype(str)
-toy = toy.pivot(index=["loss", "link"], columns="rate", values=["error", "steps"])
+plain, adam = mechanism.toy_minimisers(), mechanism.toy_minimisers(lr=6e-3)
+plain["error"] = plain["relative_error"].round(3).add(0).map("{:.1%}".format).str.replace("-", "−")
+plain["steps, gradient descent"] = plain["steps"].astype(str)
+plain["steps, AdamW"] = adam["steps"].astype(str)  # rows in the same order
+columns = ["error", "steps, gradient descent", "steps, AdamW"]
+toy = plain.pivot(index=["loss", "link"], columns="rate", values=columns)
 tables.show(toy.rename(columns={"error": "minimiser against the mean count"}), index=True)
+
+# %%
+steps = adam.assign(plain=plain["steps"]).set_index(["loss", "link", "rate"])
+for loss in ("mse", "poisson"):
+    for name, at in {"poor": ("exp", 0.03), "rich": ("exp", 1.0), "far": ("softplus", 0.03)}.items():
+        row = steps.loc[(loss, *at)]
+        quote(f"toy.{loss}.{name}", plain=row["plain"], adamw=row["steps"])
+
+# %% [markdown]
+# Plain gradient descent has one step size for all groups, which the richest sets. With the exp link, squared error then takes {val}`toy.mse.poor.plain:,.0f` steps for the poorest, Poisson {val}`toy.poisson.poor.plain:,.0f`. AdamW gives every free rate a scale of its own: {val}`toy.mse.poor.adamw:,.0f` against {val}`toy.poisson.poor.adamw:,.0f`, and for the richest {val}`toy.mse.rich.adamw:,.0f` against {val}`toy.poisson.rich.adamw:,.0f`.
+# So from a start near the mean, slowness of poor genes is not what squared error costs under AdamW. What stays is what genes share, and the start: with softplus from 0, the poorest group takes {val}`toy.mse.far.adamw:,.0f` and {val}`toy.poisson.far.adamw:,.0f` steps.
+#
+# For counts of 0 and 1, which most bins hold, MSE on log1p ends near λ log 2: too low by a constant factor, which a correlation ignores. It is squared error on a scale that evens out the variance.
+#
+# A start is not walked away from. AdamW moves a weight by about the learning rate a step, so in {val}`training.epochs` epochs a bias covers a short way in η, and from 0 to the −3 and below of a sparse gene is a long one. Where the start is wrong, features must carry the rate down, bin by bin.

@@ -35,7 +35,7 @@ def dial_runs(scores: pd.DataFrame, setting: str) -> pd.DataFrame:
     """
     matched = (scores["link"] == "exp") & (scores["bias"] == "gene-mean")
     matched &= scores["loss"].isin(["mse", "poisson"]) & scores[setting].notna()
-    rows = scores[as_published(scores, but=setting) & matched]
+    rows = scores[as_published(scores, setting) & matched]
     if setting == "keep":
         return rows.assign(score=rows["pcc_8um"], mean_count=rows["mean_count"] * rows["keep"])
     score = pd.Series(float("nan"), rows.index)

@@ -22,8 +22,12 @@ from sparsity_trap.encoders import open_tokens
 from sparsity_trap.predict import load_model
 from sparsity_trap.runs import Result
 from sparsity_trap.settings import PUBLISHED_BIAS, Preset
+from sparsity_trap.trainer import EPS
 from sparsity_trap.training import initial_model
 from sparsity_trap.training_data import gene_weight, load_training_set
+
+#: Decay of AdamW's means of gradients and of their squares, torch's default.
+ADAM = (0.9, 0.999)
 
 
 def gradient_share(
@@ -136,12 +140,13 @@ def toy_minimisers(
     bins: int = 4000,
     seed: int = 0,
     max_steps: int = 200_000,
+    lr: float | None = None,
 ) -> pd.DataFrame:
-    """Fit one η per group of bins to Poisson counts until gradient descent stands still.
+    """Fit one η per group of bins to Poisson counts until it stands still.
 
-    All groups share one step size, as the genes and bins of a decoder do: the largest that the
-    loss bears, 1 / its greatest curvature at the solution. η starts at the published bias of the
-    link, 0 for softplus and -3 for exp.
+    In plain gradient descent all groups share one step size, the largest that the loss bears: 1 /
+    its greatest curvature at the solution. AdamW, with which arms are trained, gives each group's η
+    a scale of its own. η starts at the published bias of the link, 0 for softplus and -3 for exp.
 
     Parameters
     ----------
@@ -152,7 +157,9 @@ def toy_minimisers(
     seed
         Seed of the counts.
     max_steps
-        Most steps of gradient descent.
+        Most steps.
+    lr
+        Learning rate of AdamW, without decay; plain gradient descent where it is None.
 
     Returns
     -------
@@ -169,7 +176,7 @@ def toy_minimisers(
         # The gradient of a group's mean loss is that of the loss at one count: losses are linear
         # in the count, or in its log1p, but for a term without the rate.
         one = np.expm1(np.log1p(counts).mean(axis=1)) if loss == "mse-log1p" else mean
-        path, converged = _descend(loss, link, torch.from_numpy(one), max_steps)
+        path, converged = _descend(loss, link, one, max_steps, lr)
         away = np.abs(path / path[-1] - 1) > 0.01
         for g, rate in enumerate(rates):
             steps = int(np.flatnonzero(away[:, g]).max(initial=-1)) + 1
@@ -179,26 +186,43 @@ def toy_minimisers(
     return pd.DataFrame(rows, columns=[*columns, "converged"])
 
 
-def _descend(loss: str, link: str, count: Tensor, max_steps: int) -> tuple[np.ndarray, bool]:
-    """Rates after every step, [steps + 1, groups], and whether the gradient vanished."""
+def toy_gradient(loss: str, link: str, eta: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Derivative of a loss in η."""
+    rate = _toy_rate(link, eta)
+    slope = rate if link == "exp" else -np.expm1(-rate)  # of the rate in η
+    of_rate = {
+        "mse": lambda: 2 * (rate - count),
+        "mse-log1p": lambda: 2 * (np.log1p(rate) - np.log1p(count)) / (1 + rate),
+        "poisson": lambda: 1 - count / rate,
+    }
+    return of_rate[loss]() * slope
 
-    def gradient(eta: Tensor, again: bool = False) -> Tensor:
-        if loss == "poisson":
-            value = losses.poisson(losses.log_rate(eta, link), count)
-        else:
-            value = {"mse": losses.mse, "mse-log1p": losses.mse_log1p}[loss](
-                losses.rate(eta, link), count
-            )
-        return torch.autograd.grad(value.sum(), eta, create_graph=again)[0]
 
-    solution = losses.initial_eta(count, link).requires_grad_()
-    (curvature,) = torch.autograd.grad(gradient(solution, again=True).sum(), solution)
-    step = 1 / curvature.max()
-    eta = torch.full_like(count, PUBLISHED_BIAS[link]).requires_grad_()
+def _toy_rate(link: str, eta: np.ndarray) -> np.ndarray:
+    return np.exp(eta) if link == "exp" else np.logaddexp(0, eta)
+
+
+def _descend(
+    loss: str, link: str, count: np.ndarray, max_steps: int, lr: float | None
+) -> tuple[np.ndarray, bool]:
+    """Rates after every step, [steps + 1, groups], and whether they stood still."""
+    slope = count if link == "exp" else -np.expm1(-count)
+    of_rate = {"mse": 2.0, "mse-log1p": 2 / (1 + count) ** 2, "poisson": 1 / count}[loss]
+    step = 1 / (slope**2 * of_rate).max()  # 1 / the greatest curvature in η at the solution
+    (decay, decay_square), still = ADAM, 1e-7 if lr else 1e-9
+    first = second = np.zeros_like(count)
+    eta = np.full_like(count, PUBLISHED_BIAS[link])
     path, converged = [eta], False
     while len(path) <= max_steps and not converged:
-        change = step * gradient(eta)
-        eta = (eta - change).detach().requires_grad_()
+        gradient, number = toy_gradient(loss, link, eta, count), len(path)
+        if lr:
+            first = decay * first + (1 - decay) * gradient
+            second = decay_square * second + (1 - decay_square) * gradient**2
+            scale = np.sqrt(second / (1 - decay_square**number)) + EPS
+            change = lr * first / (1 - decay**number) / scale
+        else:
+            change = step * gradient
+        eta = eta - change
         path.append(eta)
-        converged = bool(change.abs().max() < 1e-9)
-    return losses.rate(torch.stack(path).detach(), link).numpy(), converged
+        converged = bool(np.abs(change).max() < still)
+    return _toy_rate(link, np.array(path)), converged

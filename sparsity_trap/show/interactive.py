@@ -90,8 +90,8 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
     Parameters
     ----------
     effects
-        Name of the score -> ``term``, ``order``, ``effect``, ``ci_low``, ``ci_high`` and
-        ``p_value``, terms in one order; the first is shown before a reader chooses.
+        Name of the score -> ``term``, ``order``, ``effect``, ``ci_low`` and ``ci_high``, terms in
+        one order; the first is shown before a reader chooses.
     source
         Kind of data, for the mark.
 
@@ -110,7 +110,7 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
         marker={"color": np.where(table["order"] == 1, POISSON_COLOUR, "#8A8A8A"), "size": 9},
         error_x={"type": "data", "color": "#8A8A8A", "width": 0},
         hovertemplate="<b>%{y}</b><br>%{x:+.4f} (%{customdata[0]:+.4f} to %{customdata[1]:+.4f})"
-        "<br>p = %{customdata[2]:.2g}<extra></extra>",
+        "<extra></extra>",
     )
     figure.add_vline(x=0, line=_GREY_LINE)
     figure.update_xaxes(nticks=5)
@@ -121,7 +121,7 @@ def effects_browser(effects: Mapping[str, pd.DataFrame], source: str) -> tuple[F
             "x": [_plain(table["effect"])],
             "error_x.array": [_plain(table["ci_high"] - table["effect"])],
             "error_x.arrayminus": [_plain(table["effect"] - table["ci_low"])],
-            "customdata": [table[["ci_low", "ci_high", "p_value"]].to_numpy().tolist()],
+            "customdata": [table[["ci_low", "ci_high"]].to_numpy().tolist()],
         }
 
     scores = {

@@ -212,5 +212,6 @@ def term_name(term: str) -> str:
         "loss=nb": "NB",
         "link=exp": "exp",
         "bias=gene-mean": "gene means",
+        "bias=-3.0": "bias −3",
     }
     return " × ".join(names.get(part, part) for part in term.split(" x "))

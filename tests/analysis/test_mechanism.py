@@ -186,5 +186,63 @@ def test_mse_takes_longer_for_poor_groups_than_poisson(toy):
         assert steps["mse", link, 0.03] > 20 * steps["mse", link, 1.0]
 
 
+def test_under_adamw_poor_groups_are_no_slower_than_rich_ones():
+    toy = mechanism.toy_minimisers(rates=(0.03, 1.0), lr=6e-3)
+    assert toy["converged"].all()
+    fits = toy[toy["loss"] != "mse-log1p"]
+    np.testing.assert_allclose(fits["minimiser"], fits["mean_count"], rtol=1e-4)
+    steps = toy[toy["link"] == "exp"].set_index(["loss", "rate"])["steps"]
+    assert steps["mse", 0.03] < steps["mse", 1.0]
+    assert steps["mse", 0.03] < 2 * steps["poisson", 0.03]
+
+
+@pytest.mark.parametrize("loss", ["mse", "mse-log1p", "poisson"])
+@pytest.mark.parametrize("link", ["exp", "softplus"])
+def test_steps_of_the_toy_are_torchs(loss, link):
+    """Gradients against autograd of the losses that arms are trained with, AdamW against torch's."""
+    count = torch.tensor([0.03, 0.4], dtype=torch.float64)
+    eta = torch.full_like(count, -1.0).requires_grad_()
+
+    def gradient():
+        seen = losses.rate(eta, link)
+        of_rate = {"mse": losses.mse, "mse-log1p": losses.mse_log1p}
+        value = (
+            losses.poisson(losses.log_rate(eta, link), count)
+            if loss == "poisson"
+            else of_rate[loss](seen, count)
+        )
+        return torch.autograd.grad(value.sum(), eta)[0]
+
+    own = mechanism.toy_gradient(loss, link, eta.detach().numpy(), count.numpy())
+    np.testing.assert_allclose(own, gradient().numpy(), rtol=1e-9)
+    with torch.no_grad():
+        eta.fill_(mechanism.PUBLISHED_BIAS[link])
+    optimiser = torch.optim.AdamW([eta], 0.01, weight_decay=0, eps=mechanism.EPS)
+    for _ in range(20):
+        eta.grad = gradient()
+        optimiser.step()
+    path, _ = mechanism._descend(loss, link, count.numpy(), 20, 0.01)
+    np.testing.assert_allclose(path[20], losses.rate(eta.detach(), link).numpy(), rtol=1e-9)
+
+
+def test_plateau_of_squared_error_is_on_the_page():
+    page = run_cells("07_factorial", {"np": np}, lambda source: source.startswith("eta = "))
+    for link, seen in page["links"].items():
+        expected = losses.rate(torch.from_numpy(page["eta"]), link).numpy()
+        np.testing.assert_allclose(seen, expected, rtol=1e-12)
+    curvature = {name: np.diff(curve, 2) for name, curve in page["curves"].items()}
+    assert (curvature["Poisson", "exp"] > 0).all()
+    assert (curvature["MSE", "exp"] < 0).any() and (curvature["MSE", "softplus"] < 0).any()
+
+
+def test_weights_of_genes_enter_as_their_square(batch):
+    objective = losses.Objective("mse", "exp", genes=1)
+    plain = mechanism.gradient_share(*batch, objective)
+    weight = torch.tensor([4.0, 1.0, 1.0, 0.5])
+    weighted = mechanism.gradient_share(*batch, objective, weight)
+    expected = plain * weight.numpy() ** 2
+    np.testing.assert_allclose(weighted, expected / expected.sum(), rtol=1e-6)
+
+
 def test_steps_that_run_out_are_reported():
     assert not mechanism.toy_minimisers(max_steps=10)["converged"].any()

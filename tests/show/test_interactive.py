@@ -93,7 +93,7 @@ def test_plot_shows_what_it_is_given(table, kind):
         plot, choices = interactive.gene_scatter(table, arms, arms, "simulated")
     elif kind == "effects":
         low, effect, high = np.sort(draw.random((3, 2)), axis=0)
-        terms = pd.DataFrame({"term": ["a", "a:b"], "order": [1, 2], "p_value": 0.5})
+        terms = pd.DataFrame({"term": ["a", "a:b"], "order": [1, 2]})
         terms = terms.assign(ci_low=low, effect=effect, ci_high=high)
         other = terms.assign(effect=terms["effect"] / 2)
         plot, choices = interactive.effects_browser({"PCC": terms, "SSIM": other}, "simulated")

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from planted import planted_scores
 
 from sparsity_trap import files, runs
 from sparsity_trap import settings as config
@@ -215,15 +214,6 @@ def test_quoted_numbers_are_those_of_the_last_execution(edited):
         quote("sparsity", rho=0.6)
     runs.Quotes(preset, "04_sparsity")
     assert json.loads(path.read_text()) == {}
-
-
-def test_gains_are_of_the_patients_and_seeds_that_both_arms_have():
-    table = planted_scores().assign(score=lambda t: t["pcc_8um"])
-    gains = runs.gains(table, ("D-matched", "E"))
-    assert set(gains["patient"]) == {"P1", "P2", "P5"} and len(gains) == 150
-    assert np.isclose(gains.groupby("patient")["delta"].mean()["P5"], 0.1, atol=1e-3)
-    assert set(runs.gains(table, ("D-linear", "E-linear"))["patient"]) == {"P5"}
-    assert len(runs.gains(table, ("D", "never"))) == 0
 
 
 @pytest.mark.parametrize("made_from", [Run(arm="E", test_patient="P5", seed=0), "P5"])
