@@ -67,7 +67,7 @@ def effects(rows, bias, score="pcc_8um"):
     for term, of_arms in weights.drop("Intercept").iterrows():
         effect = contrast(rows, of_arms.to_dict(), score, moments=patches)
         found.append((term, effect.value, *effect.interval, effect.n))
-    found = pd.DataFrame(found, columns=["term", "effect", "ci_low", "ci_high", "n"])
+    found = pd.DataFrame(found, columns=["term", "effect", "ci_low", "ci_high", "runs"])
     # C(loss, Marginal('mse'))[T.nb]:C(link, …)[T.exp] becomes loss=nb x link=exp
     terms = found["term"].str.replace(r"C\((\w+), \S+\)\[T\.(.+?)\]", r"\1=\2", regex=True)
     return found.assign(term=terms.str.replace(":", " x "), order=terms.str.count(":") + 1)
@@ -121,7 +121,7 @@ if parts:
     # The same runs and patients as the parts, so that they add up.
     parts["gap"] = contrast(between, {"E": 1.0, "D": -1.0}, moments=patches)
 rows = [(name, part.value, *part.interval, part.n) for name, part in parts.items()]
-shares = pd.DataFrame(rows, columns=["factor", "contribution", "ci_low", "ci_high", "n"])
+shares = pd.DataFrame(rows, columns=["factor", "contribution", "ci_low", "ci_high", "runs"])
 for row in shares.itertuples():
     quote(f"gap.{row.factor}", contribution=row.contribution, low=row.ci_low, high=row.ci_high)
 if len(shares):
