@@ -116,7 +116,7 @@ Markdown(
 # %% [markdown]
 # ## All runs
 #
-# Each run draws one cached view of every training patch per epoch, and keeps the epoch with the lowest loss on strips of the training sections that are held out.
+# Each run draws one cached view of every training patch per epoch, and keeps the epoch with the lowest loss on strips of the training sections that are held out. Runs differ in test patient and seed; how much the seed alone changes shows between curves of one patient.
 
 # %%
 results = [runs.load(settings, this) for this in chosen]
@@ -139,13 +139,32 @@ right.legend(title="test patient", fontsize=7, frameon=False)
 style.mark(figure, settings.source, pd.concat(curves))
 
 # %% [markdown]
-# Scores on the test patients, means over genes, within tissue unless *unmasked* is said:
+# Scores on the test patients, means over genes, within tissue unless *unmasked* is said. Scores of a run that [collapsed](03_results.ipynb) say nothing.
 
 # %%
-columns = ["test_patient", "seed", "pcc_2um", "pcc_8um", "pcc_8um_unmasked", "ssim_2um", "deviance"]
+columns = [
+    "test_patient",
+    "seed",
+    "collapsed",
+    "pcc_2um",
+    "pcc_8um",
+    "pcc_8um_unmasked",
+    "ssim_2um",
+    "deviance",
+]
 columns += ["pcc_8um_rate", "epochs", "seconds"]
-table = runs.run_table(settings, results)[columns].dropna(axis=1, how="all")
+every = runs.run_table(settings, results)
+table = every[columns].dropna(axis=1, how="all")
 tables.show(table.astype({"seconds": int}), missing="undefined")
+
+# %% [markdown]
+# Mean over the runs of a patient that did not collapse, and the standard deviation between them:
+
+# %%
+alive = every[~every["collapsed"]].groupby("test_patient")["pcc_8um"]
+tables.show(
+    alive.agg(["size", "mean", "std"]).set_axis(["runs", "PCC 8 µm", "s.d."], axis=1).reset_index()
+)
 
 # %% tags=["remove-input"]
 what = results[0].provenance

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Does sparsity predict the rescue?
 #
-# The unit of this page is the gene. Its gain is its score in arm E (Poisson) minus that in arm D (MSE), both of one run on the main test patient. Intervals draw genes with replacement. They speak of other draws of genes; they do not speak of other patients, nor of another training of the same two arms.
+# The unit of this page is the gene. Its gain in a run is its score in arm E (Poisson) minus that in arm D (MSE), on the main test patient and from the same seed. Its gain is the mean over runs. Intervals hold what other trainings and other genes like these would change ([](03_results.ipynb) takes one apart); they do not speak of other patients.
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -17,45 +17,47 @@ source = ""
 cohort = ""
 
 # %%
-import warnings
-
 import numpy as np
 import pandas as pd
-import pingouin
-import seaborn
 import statsmodels.formula.api as smf
 from scipy import stats
 
 from sparsity_trap import runs
 from sparsity_trap.analysis import published
-from sparsity_trap.analysis.association import LEAST_GENES, mean_interval
+from sparsity_trap.analysis.association import LEAST_GENES, mean_table
+from sparsity_trap.analysis.effects import LEAST_PAIRS, contrast, crossed_draws, gains
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM
 from sparsity_trap.show import interactive, style, tables
 
 settings = runs.open_preset(preset, source, cohort)
-mse, poisson = runs.contrast(settings)
 quote = runs.Quotes(settings, "04_sparsity")
 
 # %% [markdown]
 # ## The gain of every gene
 #
-# Both runs have a table of scores per gene. Laid side by side they are table S1; the gain is a subtraction. A gene without a defined score in either arm has no gain and is left out of what follows.
+# A row per run, a column per gene. Runs that [collapsed](03_results.ipynb) have no scores, and no row. A gene without a defined score in every run is left out of what follows.
 
 # %%
-of_gene = ["category", "sparsity", "mean_count", "auprc_base"]  # whichever arm predicted it
-genes = mse.genes.merge(
-    poisson.genes.drop(columns=of_gene), on="gene", suffixes=("_mse", "_poisson")
-).drop(columns="auprc_base")
-for score in ("pcc_8um", "ssim_2um"):
-    genes[f"delta_{score}"] = genes[f"{score}_poisson"] - genes[f"{score}_mse"]
-genes["improved"] = genes["delta_pcc_8um"] > 0
-scored = genes.dropna(subset=["delta_pcc_8um"])
-sparsity, gain = scored["sparsity"], scored["delta_pcc_8um"]
+results = runs.load_all(settings)
+scores = runs.long_table(settings, results)
+home = scores[scores["patient"] == settings.main_patient]
+weights = {POISSON_ARM: 1, MSE_ARM: -1}
+by_run = gains(home, weights).dropna(axis=1)
+gain = by_run.mean()
+
+# %% [markdown]
+# Table S1, [below](table-s1), has the same gains, and beside them every score of both arms as its mean over these runs.
+
+# %%
+genes = mean_table(scores, settings.main_patient, MSE_ARM, POISSON_ARM)
+scored = genes[genes["gene"].isin(gain.dropna().index)]
+gain = gain[scored["gene"]].to_numpy()
+sparsity = scored["sparsity"]
 
 # %% [markdown]
 # ## Sparsity and gain
 #
-# Spearman's ρ of sparsity with gain over genes. For its *p* the sparsities are dealt anew among the genes, 9,999 times: *p* is twice the share of orders whose ρ lies as far from 0 as the observed one, or farther, on the same side. Its 95 % interval holds the middle 95 % of ρ over 5,000 draws of genes with replacement.
+# Spearman's ρ of sparsity with gain, run by run. *p* is of this run's genes: the sparsities are dealt anew among them, 9,999 times, and *p* is twice the share of orders whose ρ lies as far from 0 as the observed one, or farther, on the same side. It takes the genes as independent, which they are not: all share the run.
 
 
 # %%
@@ -63,28 +65,52 @@ def rho(x, y, axis=-1):
     return stats.spearmanrho(x, y, axis=axis).statistic
 
 
-def association(x, y):
-    """ρ with its p and interval; undefined for a side that is constant, or too few genes."""
-    found = dict.fromkeys(("rho", "p_value", "ci_low", "ci_high"), np.nan)
-    if len(x) < LEAST_GENES or min(x.nunique(), y.nunique()) < 2:
-        return found
+def dealt(x, y):
+    """p of ρ over orders of the genes."""
     orders = {"permutation_type": "pairings", "n_resamples": 9999, "batch": 500, "rng": 0}
-    dealt = stats.permutation_test((x,), lambda x, axis: rho(x, y.to_numpy(), axis), **orders)
-    draws = {"paired": True, "n_resamples": 5000, "batch": 500, "method": "percentile", "rng": 0}
-    low, high = stats.bootstrap((x, y), rho, **draws).confidence_interval
-    return {"rho": rho(x, y), "p_value": dealt.pvalue, "ci_low": low, "ci_high": high}
+    return stats.permutation_test((x,), lambda x, axis: rho(x, y, axis), **orders).pvalue
 
 
 # %%
-over_genes = association(sparsity, gain)
-quote("sparsity", n_genes=len(scored), **over_genes)
-tables.show(pd.DataFrame([over_genes]))
+single = [
+    {"seed": seed, "rho": rho(sparsity, row), "p_value": dealt(sparsity, row)}
+    for (_, seed), row in by_run[scored["gene"]].iterrows()
+    if len(scored) >= LEAST_GENES and row.nunique() > 1 < sparsity.nunique()
+]
+single = pd.DataFrame(single, columns=["seed", "rho", "p_value"])
+tables.show(single)
 
 # %% [markdown]
-# Over {val}`sparsity.n_genes` genes, sparsity and the gain from D to E have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`, p = {val}`sparsity.p_value:.2g`). {numref}`fig-sparsity` shows every gene; its interactive copy opens a gene's maps at a click.
+# Of the mean gain: ρ with an interval from 2,000 draws of runs and of genes, both with replacement. The few runs are spread so that they would give a t interval for a mean.
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity, one point per gene. Line: least squares, with a 95 % bootstrap band over genes."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category"}}
+# %%
+def of_ranks(x, y):
+    """ρ, as the correlation of ranks: the same, and quicker."""
+    return np.corrcoef(stats.rankdata([x, y], axis=1))[0, 1]
+
+
+def association(by_run, table):
+    """ρ of the mean gain with its interval; undefined for a side that is constant, or few genes."""
+    found = dict.fromkeys(("rho", "ci_low", "ci_high"), np.nan)
+    x, own = table["sparsity"].to_numpy(), by_run[table["gene"]]
+    if len(x) < LEAST_GENES or min(len(np.unique(x)), own.mean().nunique()) < 2:
+        return found
+    drawn = crossed_draws(own, lambda gain, chosen: of_ranks(x[chosen], gain), n_resamples=2000)
+    low, high = drawn.interval
+    return {"rho": drawn.value, "ci_low": low, "ci_high": high}
+
+
+over_genes = association(by_run, scored)
+quote("sparsity", n_genes=len(scored), n_runs=len(by_run), **over_genes)
+quote("sparsity", least_run=single["rho"].min(), largest_run=single["rho"].max())
+tables.show(pd.DataFrame([{"runs": len(by_run), "n_genes": len(scored), **over_genes}]))
+
+# %% [markdown]
+# Over {val}`sparsity.n_genes` genes, sparsity and the mean gain from D to E over {val}`sparsity.n_runs` runs have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`). In single runs it lies between {val}`sparsity.least_run:+.2f` and {val}`sparsity.largest_run:+.2f`. {numref}`fig-sparsity` shows every gene; its interactive copy opens a gene's maps at a click.
+
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity. Points: genes, mean over runs; upright lines: from the least to the largest gain of a run. Grey lines: least squares in each run; black: of the mean gain."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category, with a line for each run"}}
 def name_farthest(axis, x, y, names):
     """Name the six points farthest from the median, but for names that would cover something."""
     taken = []  # left, right and height of a name
@@ -106,24 +132,32 @@ def name_farthest(axis, x, y, names):
 
 figure, axis = style.subplots(figsize=(6.6, 4.2))
 percent = 100 * sparsity.to_numpy()
-if len(scored) >= LEAST_GENES:
-    seaborn.regplot(
-        x=percent, y=gain.to_numpy(), n_boot=2000, seed=0, scatter=False, ax=axis,
-        color="#777777", line_kws={"lw": 1}, label="least squares, 95 % band",
-    )  # fmt: skip
-    name_farthest(axis, percent, gain.to_numpy(), scored["gene"].to_list())
+least, largest = by_run[scored["gene"]].min().to_numpy(), by_run[scored["gene"]].max().to_numpy()
+if len(scored) >= LEAST_GENES and sparsity.nunique() > 1:
+    ends = np.array([percent.min(), percent.max()])
+    lines = [(row, {"color": "#BBBBBB", "lw": 0.8}) for row in by_run[scored["gene"]].to_numpy()]
+    for y, look in [*lines, (gain, {"color": "black", "lw": 1.4})]:
+        fit = stats.linregress(percent, y)
+        axis.plot(ends, fit.intercept + fit.slope * ends, zorder=0.5, **look)
+    axis.plot([], [], color="#BBBBBB", lw=0.8, label="least squares, one run")
+    axis.plot([], [], color="black", lw=1.4, label="least squares, mean gain")
+    name_farthest(axis, percent, gain, scored["gene"].to_list())
 for category, colour in style.CATEGORY_COLOURS.items():
     own = (scored["category"] == category).to_numpy()
     if own.any():
+        axis.vlines(percent[own], least[own], largest[own], color=colour, lw=0.6, alpha=0.5)
         axis.scatter(percent[own], gain[own], s=26, color=colour, ec="w", lw=0.5, label=category)
 axis.axhline(0, color="#888888", lw=0.6)
 axis.set_xlabel("sparsity (% of in-tissue 2 µm bins with count 0)")
 axis.set_ylabel("gain in PCC at 8 µm, Poisson (E) − MSE (D)")
-title = "Spearman ρ = {rho:.2f} [{ci_low:.2f}, {ci_high:.2f}], p = {p_value:.2g}"
-title = f"{title.format(**over_genes)}, {len(scored)} genes".replace("-", "−")
+known = bool(np.isfinite(over_genes["ci_low"]))
+title = "Spearman ρ = {rho:.2f}" + " [{ci_low:.2f}, {ci_high:.2f}]" * known
+title = title.format(**over_genes)
+title = f"{title}, {len(scored)} genes, {len(by_run)} runs".replace("-", "−")
 axis.set_title(title, loc="left")
 axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-style.mark(figure, settings.source, scored[["gene", "category", "sparsity", "delta_pcc_8um"]])
+drawn = scored[["gene", "category", "sparsity", "delta_pcc_8um"]]
+style.mark(figure, settings.source, drawn.assign(least=least, largest=largest))
 
 # %% tags=["hide-input"]
 across = {
@@ -143,11 +177,12 @@ interactive.show(plot, "sparsity", gene_page="05b_browser.html", choices=choices
 
 # %%
 rest = scored[scored["category"] != "mitochondrial"]
-without = association(rest["sparsity"], rest["delta_pcc_8um"])
-quote("sparsity.without_mitochondrial", rho=without["rho"], p_value=without["p_value"])
+without = association(by_run, rest)
+quote("sparsity.without_mitochondrial", **without)
+tables.show(pd.DataFrame([{"runs": len(by_run), "n_genes": len(rest), **without}]))
 
 # %% [markdown]
-# This run's ρ is then {val}`sparsity.without_mitochondrial.rho:+.2f` (p = {val}`sparsity.without_mitochondrial.p_value:.2g`).
+# ρ of the mean gain is then {val}`sparsity.without_mitochondrial.rho:+.2f` ({val}`sparsity.without_mitochondrial.ci_low:+.2f` to {val}`sparsity.without_mitochondrial.ci_high:+.2f`).
 #
 # The publication printed ρ = {val}`published.rho` for 50 genes with p < 0.001. What p that correlation has over so many genes follows from Student's t with n − 2 degrees of freedom:
 
@@ -157,42 +192,53 @@ t = printed * np.sqrt((n - 2) / (1 - printed**2))
 quote("published", **published.SUMMARY, p_value=2 * stats.t.sf(abs(t), n - 2))
 
 # %% [markdown]
-# It is {val}`published.p_value:.2g`.
+# It is {val}`published.p_value:.2g`, if genes are taken as independent.
 #
 # ## By category
 #
-# The mean gain of each category with its bootstrap interval, and Wilcoxon's signed-rank test of its genes' gains; *q* corrects the tests for their number after Benjamini and Hochberg.
+# The mean gain of each category's genes over runs, with its [95 % interval](03_results.ipynb): runs, these genes and patches. A few genes leave a wide one.
+
+# %%
+alone = home["arm"].isin(list(weights)) & ~home["seed"].isin(by_run.index.unique("seed"))
+paired = home[~alone]  # of both arms the same seeds
+patches = {r.run.name: r.patches for r in results if r.run.name in set(paired["run"])}
+panel = results[0].genes["gene"]
+
+
+def effect(names, score="pcc_8um"):
+    """Mean gain of some genes over runs, with its t interval."""
+    moments = {run: sums[:, panel.isin(names)] for run, sums in patches.items()}
+    return contrast(paired[paired["gene"].isin(names)], weights, score, moments=moments)
 
 
 # %%
 def summary(group):
     """Scores and gain of a group of genes."""
-    group = group.dropna(subset=["delta_pcc_8um"])
-    delta = group["delta_pcc_8um"]
-    low, high = mean_interval(delta)  # stats.bootstrap, percentiles of 5,000 draws
+    group = group[group["gene"].isin(scored["gene"])]
+    found, delta = effect(group["gene"]), group["delta_pcc_8um"]
+    low, high = found.interval
     means = group[["sparsity", "pcc_8um_mse", "pcc_8um_poisson"]].mean().to_list()
     return {
         "n_genes": len(group),
         **dict(zip(("mean_sparsity", "mean_pcc_mse", "mean_pcc_poisson"), means, strict=True)),
         "mean_delta": delta.mean(), "ci_low": low, "ci_high": high,
-        "n_wins": int((delta > 0).sum()), "p_value": stats.wilcoxon(delta).pvalue,
+        "n_wins": int((delta > 0).sum()),
     }  # fmt: skip
 
 
 def grouped(by):
-    """A row per group, with q-values over the groups that have a test."""
+    """A row per group of genes."""
     rows = {name: summary(group) for name, group in genes.groupby(by)}
-    rows = pd.DataFrame.from_dict(rows, orient="index")
-    p = rows["p_value"].dropna()
-    return rows.assign(q_value=pd.Series(stats.false_discovery_control(p, method="bh"), p.index))
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 # %%
 categories = grouped("category").sort_values("mean_delta", ascending=False, kind="stable")
 overall = pd.DataFrame.from_dict({"overall": summary(genes)}, orient="index")
 categories = pd.concat([categories, overall]).rename_axis("category").reset_index()
+quote("sparsity", n_wins=overall["n_wins"].item())
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-categories", "caption": "Mean gain per category with a 95 % bootstrap interval over genes. Diamonds: published means for patient P5."}, "image": {"alt": "Bars of mean gain per gene category"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-categories", "caption": "Mean gain per category over genes and runs, with its 95 % interval. Diamonds: published means for patient P5."}, "image": {"alt": "Bars of mean gain per gene category"}}
 bars = categories.iloc[:-1].dropna(subset=["mean_delta"]).iloc[::-1]
 y = np.arange(len(bars))
 known = published.CATEGORIES.set_index("category")["mean_delta"].reindex(bars["category"])
@@ -215,103 +261,95 @@ style.mark(figure, settings.source, bars.iloc[::-1].assign(published=known.to_nu
 left_out = {}
 for category in scored["category"].unique():
     rest = scored[scored["category"] != category]
-    found = association(rest["sparsity"], rest["delta_pcc_8um"])
-    left_out[category] = {"n_genes": len(rest), **found}
+    left_out[category] = {"n_genes": len(rest), **association(by_run, rest)}
 left_out = pd.DataFrame.from_dict(left_out, orient="index")
 tables.show(left_out.rename_axis("category left out").reset_index())
 
 # %% [markdown]
 # ## Is it sparsity?
 #
-# Sparse genes are also weakly expressed genes. The partial correlation holds mean expression fixed: it is the correlation of what is left of the ranks of sparsity and gain after regression on those of the mean count.
+# Sparse genes are also weakly expressed genes. How closely the two go together, over these genes:
 
 # %%
-partial = pd.DataFrame({"r": [np.nan], "p_val": [np.nan]})
-# Where both have the same order of genes, nothing of sparsity is left.
-if abs(rho(sparsity, scored["mean_count"])) < 1 - 1e-9:
-    partial = pingouin.partial_corr(
-        scored, x="sparsity", y="delta_pcc_8um", covar="mean_count", method="spearman"
-    )
-quote("sparsity", partial_rho=partial["r"].item(), partial_p_value=partial["p_val"].item())
-
-# %%
-wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
-sign_p_value = stats.binomtest(wins, wins + losses).pvalue if wins + losses else np.nan
-quote("sparsity", n_wins=wins, sign_p_value=sign_p_value)
+with_mean = rho(sparsity, scored["mean_count"]) if len(scored) >= LEAST_GENES else np.nan
+quote("sparsity", with_mean_count=with_mean)
 
 # %% [markdown]
-# With mean expression held fixed the correlation is {val}`sparsity.partial_rho:+.2f` (partial Spearman, p = {val}`sparsity.partial_p_value:.2g`).
-# Gains are positive on {val}`sparsity.n_wins` of {val}`sparsity.n_genes` genes (sign test, p = {val}`sparsity.sign_p_value:.2g`).
+# Sparsity and mean count have the rank correlation {val}`sparsity.with_mean_count:+.3f`. Over genes the two cannot be told apart: whatever goes with the one goes with the other. [](08_dial.ipynb) changes the counts of the same genes instead.
 #
-# The same association for other scores:
+# Of {val}`sparsity.n_genes` genes {val}`sparsity.n_wins` have a mean gain above 0. The same association for other scores, with the mean gain and its interval:
 
 # %%
 by_score = []
 for score in ("pcc_8um", "ssim_2um", "d2"):
-    delta = (genes[f"{score}_poisson"] - genes[f"{score}_mse"]).dropna()
-    row = {"metric": score, "n_genes": len(delta), "n_wins": int((delta > 0).sum())}
-    row |= {"mean_delta": delta.mean()}
-    by_score.append(row | association(genes["sparsity"][delta.index], delta))
+    own = gains(home, weights, score).dropna(axis=1)
+    table = genes[genes["gene"].isin(own.columns)] if len(own) else genes[:0]
+    found = effect(table["gene"], score)
+    low, high = found.interval
+    row = {"metric": score, "n_genes": len(table), "n_wins": int((own.mean() > 0).sum())}
+    row |= {"mean gain": found.value, "gain from": low, "gain to": high}
+    by_score.append(row | association(own, table))
 tables.show(pd.DataFrame(by_score))
 
 # %% [markdown]
 # ### All patients and seeds
 #
-# The figures above are of one test patient. This regression of the gain on sparsity (restricted maximum likelihood) takes every patient and seed that the preset ran, with random intercepts for categories and for
-# the genes within them. Patients and seeds have random intercepts too where there are at least five of them, and fixed ones where there are fewer, because a variance cannot be told from three values. From one patient the slope cannot be had: a gene's own gain and the noise of its section are then the same thing.
-# A slope is the change of the gain from a gene with no empty bins to one with nothing else. The arms of a matched or linear pair differ in the loss alone.
+# The figures above are of one test patient. Here the gain is regressed on sparsity in every run of every patient, by least squares; the slope is the change of the gain for ten percentage points of sparsity more. The arms of a matched or linear pair differ in the loss alone.
+#
+# The slopes of the runs are averaged, each patient counting alike. The 95 % interval is Student's t over runs within patients. It speaks of other trainings, for these genes on these patients.
 
 
 # %%
-def mixed_model(gains):
-    """The fitted model of ``delta`` on ``sparsity``, of genes in several patients."""
-    levels = gains[["patient", "seed"]].nunique()
-    fixed = [name for name in levels.index if 1 < levels[name] < 5]
-    random = ["category", "gene", *(name for name in levels.index if levels[name] >= 5)]
-    # All effects are crossed or nested in one group that holds every row.
-    model = smf.mixedlm(
-        " + ".join(["delta ~ sparsity", *(f"C({name})" for name in fixed)]),
-        gains.assign(everything=1),
-        groups="everything",
-        vc_formula={name: f"0 + C({name})" for name in random if gains[name].nunique() > 1},
-    )
-    # A variance of zero is an ordinary answer, about which statsmodels warns. Powell's method finds
-    # that boundary where the gradient methods stop short of it.
-    with warnings.catch_warnings(action="ignore"):
-        return model.fit(reml=True, method=["bfgs", "lbfgs", "powell"])
+def slope_of_run(patient, gain):
+    """Slope of one run's gains, per ten percentage points of sparsity."""
+    facts = scores[scores["patient"] == patient].drop_duplicates("gene").set_index("gene")
+    table = pd.DataFrame({"tens": 10 * facts["sparsity"], "gain": gain}).dropna()
+    if len(table) < LEAST_GENES or table["tens"].nunique() < 2:
+        return np.nan
+    return smf.ols("gain ~ tens", table).fit().params["tens"]
 
 
-def slope(gains):
-    """Slope with its Wald interval and test, or a note that says why there is none."""
-    levels = gains[["gene", "patient", "seed"]].nunique()
-    found = dict.fromkeys(("slope", "ci_low", "ci_high", "p_value"), np.nan)
-    found |= {"n_genes": levels["gene"], "patients": levels["patient"], "seeds": levels["seed"]}
-    if levels["gene"] < LEAST_GENES or levels["patient"] < 2 or gains["sparsity"].nunique() < 2:
-        return found | {"note": "needs four genes of differing sparsity and two test patients"}
-    try:
-        fit = mixed_model(gains)
-    except np.linalg.LinAlgError:
-        return found | {"note": "no estimate: the covariance is singular"}
-    low, high = fit.conf_int().loc["sparsity"]
-    if not (fit.converged and np.isfinite([low, high]).all()):
-        return found | {"note": "no estimate: the optimiser did not converge"}
-    estimate = {"slope": fit.params["sparsity"], "ci_low": low, "ci_high": high}
-    return found | estimate | {"p_value": fit.pvalues["sparsity"], "note": ""}
+def slope(weights):
+    """Slope of every run, and their mean with its t interval."""
+    slopes = [(*run, slope_of_run(run[0], gain)) for run, gain in gains(scores, weights).iterrows()]
+    slopes = pd.DataFrame(slopes, columns=["patient", "seed", "slope"]).dropna()
+    found = {"slope": slopes.groupby("patient")["slope"].mean().mean()}
+    if len(slopes) - slopes["patient"].nunique() < LEAST_PAIRS - 1:
+        return slopes, found | {"ci_low": np.nan, "ci_high": np.nan}
+    fit = smf.ols("slope ~ 0 + C(patient)", slopes).fit()
+    low, high = fit.t_test(np.full((1, len(fit.params)), 1 / len(fit.params))).conf_int()[0]
+    return slopes, found | {"ci_low": low, "ci_high": high}
 
 
 # %%
-scores = runs.long_table(settings, runs.load_all(settings))
-scores["score"] = scores["pcc_8um"]
-slopes = [
-    {"arms": f"{second} − {first}", **slope(runs.gains(scores, (first, second)))}
-    for first, second in ((MSE_ARM, POISSON_ARM), *LOSS_PAIRS.values())
-]
+slopes = []
+for key, (first, second) in {"slope": (MSE_ARM, POISSON_ARM), **LOSS_PAIRS}.items():
+    if {first, second} <= set(scores["arm"]):
+        of_runs, found = slope({second: 1, first: -1})
+        many = {"patients": of_runs["patient"].nunique(), "runs": len(of_runs)}
+        ends = {"least run": of_runs["slope"].min(), "largest run": of_runs["slope"].max()}
+        slopes.append({"arms": f"{second} − {first}", **many, **found, **ends})
+        quote(
+            "sparsity" if key == "slope" else f"sparsity.{key}", slope_runs=len(of_runs),
+            slope=found["slope"], slope_low=found["ci_low"], slope_high=found["ci_high"],
+        )  # fmt: skip
 tables.show(pd.DataFrame(slopes))
+
+# %% [markdown]
+# From D to E the gain changes by {val}`sparsity.slope:+.3f` for ten percentage points of sparsity ({val}`sparsity.slope_low:+.3f` to {val}`sparsity.slope_high:+.3f`, {val}`sparsity.slope_runs` runs).
+#
+# :::{when} sparsity.matched.slope
+# With link and bias held equal (E − D-matched) it changes by {val}`sparsity.matched.slope:+.3f` ({val}`sparsity.matched.slope_low:+.3f` to {val}`sparsity.matched.slope_high:+.3f`, {val}`sparsity.matched.slope_runs` runs).
+# :::
+#
+# :::{when} sparsity.linear.slope
+# With the linear decoder (E-linear − D-linear) by {val}`sparsity.linear.slope:+.3f` ({val}`sparsity.linear.slope_low:+.3f` to {val}`sparsity.linear.slope_high:+.3f`, {val}`sparsity.linear.slope_runs` runs).
+# :::
 
 # %% [markdown]
 # ## All genes
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-heatmap", "caption": "PCC and SSIM of every gene under both losses. Gene names are coloured by category."}, "image": {"alt": "Heatmap of scores, genes by metric and loss"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-heatmap", "caption": "PCC and SSIM of every gene under both losses, means over runs. Gene names are coloured by category."}, "image": {"alt": "Heatmap of scores, genes by metric and loss"}}
 order = list(style.CATEGORY_COLOURS)
 drawn = genes.sort_values(
     ["category", "pcc_8um_poisson"],
@@ -336,7 +374,10 @@ style.mark(figure, settings.source, drawn[["gene", "category", *both]])
 # %% [markdown]
 # ## Tables S1 to S3
 #
-# A press on a heading sorts. Table S1, one row per gene (also as {download}`CSV <tables/S1_genes.csv>`):
+# (table-s1)=
+# ### Table S1
+#
+# One row per gene, means over runs (also as {download}`CSV <tables/S1_genes.csv>`, with more scores). A press on a heading sorts.
 
 # %% tags=["output_scroll"]
 folder = settings.folder / "tables"
@@ -349,14 +390,18 @@ columns = [
 tables.show(genes[columns], missing="undefined", sortable=True)
 
 # %% [markdown]
-# Table S2, by category ({download}`CSV <tables/S2_categories.csv>`). *p* is of a paired Wilcoxon test, *q* after Benjamini–Hochberg over the categories:
+# ### Table S2
+#
+# By category ({download}`CSV <tables/S2_categories.csv>`); mean gain over genes and runs with its 95 % interval:
 
 # %%
 categories.to_csv(folder / "S2_categories.csv", index=False)
 tables.show(categories, sortable=True)
 
 # %% [markdown]
-# Table S3, by quartile of sparsity ({download}`CSV <tables/S3_quartiles.csv>`), Q1 holding the least sparse genes. Ties are split by the order of the panel, so quartiles differ by at most one gene in size:
+# ### Table S3
+#
+# By quartile of sparsity ({download}`CSV <tables/S3_quartiles.csv>`), Q1 holding the least sparse genes. Ties are split by the order of the panel, so quartiles differ by at most one gene in size:
 
 # %%
 rank = genes["sparsity"].rank(method="first")

@@ -1,4 +1,4 @@
-"""Two runs side by side, gene by gene, and the interval over genes: what several pages share.
+"""Two arms side by side, gene by gene: what several pages share.
 
 The unit is the gene of one test section. Its gain ("delta") is Poisson minus MSE.
 """
@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sparsity_trap.settings import UserError
+from sparsity_trap.settings import Arm, UserError
 
 #: Columns that describe the gene in the test section, the same whichever arm predicted it.
 GENE_COLUMNS = ("gene", "category", "sparsity", "mean_count")
 
 #: Statistics over fewer genes are not reported: four orders of four genes decide nothing.
 LEAST_GENES = 4
+
+#: Columns of `runs.long_table` that say what a run was.
+_OF_RUN = {"run", "arm", "patient", "seed", "collapsed", "bin_um", "bias_value", *Arm.model_fields}
 
 #: Scores whose gain has a column of its own in table S1.
 _GAINS = ("pcc_8um", "ssim_2um")
@@ -58,6 +61,40 @@ def gene_table(mse: pd.DataFrame, poisson: pd.DataFrame) -> pd.DataFrame:
     for score in _GAINS:
         table[f"delta_{score}"] = table[f"{score}_poisson"] - table[f"{score}_mse"]
     return table.assign(improved=table["delta_pcc_8um"] > 0)
+
+
+def mean_table(scores: pd.DataFrame, patient: str, mse: str, poisson: str) -> pd.DataFrame:
+    """`gene_table` of two arms: each score is the mean over the arm's runs on one patient.
+
+    Parameters
+    ----------
+    scores
+        From `runs.long_table`. Of seeds in which one arm `runs.collapsed` or was not trained,
+        neither arm counts; where no seed is left, each arm keeps what it has.
+    patient
+        Test patient.
+    mse, poisson
+        Names of the arms.
+
+    Raises
+    ------
+    UserError
+        An arm has no run on the patient.
+    """
+    own = scores[(scores["patient"] == patient) & scores["arm"].isin([mse, poisson])]
+    for arm in (mse, poisson):
+        if not own["arm"].eq(arm).any():
+            raise UserError(
+                f"no run of arm '{arm}' with test patient '{patient}': add it to 'runs' of the "
+                "preset"
+            )
+    count = own.dropna(subset=["pcc_8um"]).groupby("seed")["arm"].nunique()
+    if (count == 2).any():
+        own = own[own["seed"].isin(count.index[count == 2])]
+    measured = own.columns.difference([*_OF_RUN, *GENE_COLUMNS], sort=False)
+    how = dict.fromkeys(GENE_COLUMNS[1:], "first") | dict.fromkeys(measured, "mean")
+    means = {arm: rows.groupby("gene", sort=False).agg(how) for arm, rows in own.groupby("arm")}
+    return gene_table(means[mse].reset_index(), means[poisson].reset_index())
 
 
 def mean_interval(values: pd.Series | np.ndarray, n_resamples: int = 5000) -> tuple[float, float]:
