@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,9 +55,8 @@ def planted_results() -> list[runs.Result]:
     names = [f"pcc_{width}um" for width in (2, 4, 8, 16)]
     names += ["spearman_8um", "ssim_2um", "ssim_8um", "d2", "auprc"]
     planned = [Run(arm=arm, test_patient="P5", seed=s) for arm in preset.arms for s in range(3)]
-    planned += [
-        Run(arm=arm, test_patient=p, seed=0) for arm in ("D", "E", "D-matched") for p in ("P1", "P2")
-    ]
+    elsewhere = product(("D", "E", "D-matched"), ("P1", "P2"))
+    planned += [Run(arm=arm, test_patient=patient, seed=0) for arm, patient in elsewhere]
     found = []
     for run in planned:
         arm = preset.arm(run.arm)

@@ -79,6 +79,25 @@ def gains(scores: pd.DataFrame, setting: str) -> pd.DataFrame:
     return long.stack(setting, future_stack=True).reset_index().sort_values([setting, "gene"])
 
 
+def arms(rows: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Arms of both losses at each setting of a dial, where both were trained.
+
+    Parameters
+    ----------
+    rows, setting
+        From and for `dial_runs`.
+
+    Returns
+    -------
+    DataFrame, index the setting, ascending, columns ``mse`` and ``poisson``; empty where the dial
+    was not turned.
+    """
+    scored = rows.dropna(subset=["score"]) if len(rows) else rows
+    found = scored.groupby([setting, "loss"])["arm"].first().unstack("loss")
+    found = found.reindex(columns=["mse", "poisson"]).dropna()
+    return found if len(found) > 1 else found.iloc[:0]
+
+
 def slope_weights(scores: pd.DataFrame, setting: str) -> dict[str, float]:
     """Change of the gain of Poisson over MSE per halving of a setting, as a weighted sum of arms.
 
@@ -92,15 +111,11 @@ def slope_weights(scores: pd.DataFrame, setting: str) -> dict[str, float]:
     Arm -> weight, for `effects.contrast` of the ``score`` of `dial_runs`: the least-squares slope
     over the settings that both losses were trained at. Empty with fewer than two of them.
     """
-    rows = dial_runs(scores, setting).dropna(subset=["score"])
-    arms = rows.groupby([setting, "loss"])["arm"].first().unstack("loss")
-    if not {"mse", "poisson"} <= set(arms):
+    turned = arms(dial_runs(scores, setting), setting)
+    if turned.empty:
         return {}
-    arms = arms.dropna(subset=["mse", "poisson"])
-    steps = -np.log2(arms.index.to_numpy(dtype=float))  # halvings
-    if len(steps) < 2:
-        return {}
+    steps = -np.log2(turned.index.to_numpy(dtype=float))  # halvings
     slope = (steps - steps.mean()) / ((steps - steps.mean()) ** 2).sum()
-    return dict(zip(arms["poisson"], slope, strict=True)) | dict(
-        zip(arms["mse"], -slope, strict=True)
+    return dict(zip(turned["poisson"], slope, strict=True)) | dict(
+        zip(turned["mse"], -slope, strict=True)
     )

@@ -58,7 +58,7 @@ def gap_runs(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the losses that were trained with both links at both biases, and of patients with all.
+    """Rows of losses that were trained with both links at both biases, on patients with all.
 
     Empty with fewer than two such losses.
     """

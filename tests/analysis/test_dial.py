@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from planted import planted_scores, run_page
-from scipy import stats
 
 from sparsity_trap.analysis import dial
+from sparsity_trap.analysis.effects import contrast
+
+#: Cells of the page that read patches.
+PATCHES = ("runs.store(", "def gradient_norm", "moved(keep")
 
 
 @pytest.fixture
@@ -19,37 +22,38 @@ def planted() -> pd.DataFrame:
 @pytest.fixture
 def page(monkeypatch):
     """Run the page of the dials on a table of scores."""
-    return lambda scores: run_page(monkeypatch, "08_dial", scores)
+    return lambda scores: run_page(monkeypatch, "08_dial", scores, *PATCHES)
 
 
-def test_dials_compare_matched_arms(planted):
+def test_dials_compare_arms_with_one_start(planted):
     keep = dial.dial_runs(planted, "keep")
-    assert set(keep["arm"]) == {
-        "E", "D-matched", "E-keep1_4", "E-keep1_16", "D-matched-keep1_4", "D-matched-keep1_16",
-    }  # fmt: skip
+    shares = ("1_2", "1_4", "1_8", "1_16")
+    thinned = {f"keep{share}-{loss}" for share in shares for loss in ("mse", "poisson")}
+    assert set(keep["arm"]) == thinned | {"mse-exp-mean", "poisson-exp-mean"}
     width = dial.dial_runs(planted, "bin_um")
-    assert set(width["arm"]) == {
-        "E", "E-4um", "C", "E-16um",
-        "D-matched", "D-matched-4um", "D-matched-8um", "D-matched-16um",
-    }  # fmt: skip
+    wide = {f"{bins}um-{loss}" for bins in (4, 8, 16) for loss in ("mse", "poisson")}
+    assert set(width["arm"]) == wide | {"mse-exp-mean", "poisson-exp-mean"}
     # Each width is scored at itself; 4 × 4 bins hold sixteen times the counts.
     apart = planted.assign(pcc_8um=planted["pcc_8um"] + 1)
     moved = dial.dial_runs(apart, "bin_um")["score"] - width["score"]
     assert (moved.round(9) == (width["bin_um"] == 8)).all()
-    mean = width[width["arm"].isin(["E", "C"]) & (width["patient"] == "P5")]
-    mean = mean.groupby("bin_um")["mean_count"].mean()
+    mean = width.groupby("bin_um")["mean_count"].mean()
     assert mean[8] == pytest.approx(16 * mean[2])
 
 
 def test_gains_are_of_patients_tested_at_every_setting(planted):
-    """P1 and P2 were tested with all counts only, and gain more: they would bend the curve."""
-    gains = dial.gains(planted, "keep")
+    """A patient that was tested with all counts only, and gains more, would bend the curve."""
+    whole = planted["arm"].isin(["mse-exp-mean", "poisson-exp-mean"])
+    other = planted[whole].assign(patient="P1")
+    other["pcc_8um"] += 0.5 * (other["loss"] == "poisson")
+    gains = dial.gains(pd.concat([planted, other]), "keep")
     assert gains.columns.tolist() == ["gene", "keep", "delta", "mean_count"]
     mean = gains.groupby("keep")["delta"].mean()
-    assert mean.index.tolist() == [0.0625, 0.25, 1] and (gains["keep"].value_counts() == 50).all()
-    np.testing.assert_allclose(mean, [0.14, 0.12, 0.1], atol=1e-3)
+    assert mean.index.tolist() == [0.0625, 0.125, 0.25, 0.5, 1]
+    assert (gains["keep"].value_counts() == 50).all()
+    np.testing.assert_allclose(mean, [0.16, 0.15, 0.14, 0.13, 0.12], atol=1e-3)
     counts = gains.groupby("keep")["mean_count"].mean()
-    np.testing.assert_allclose(counts / counts[1], [0.0625, 0.25, 1])
+    np.testing.assert_allclose(counts / counts[1], counts.index)
 
 
 def test_genes_without_a_gain_at_some_setting_are_left_out(planted):
@@ -67,27 +71,48 @@ def test_dials_that_were_not_turned_have_no_gains(planted):
         planted.iloc[:0],
     ):
         assert dial.gains(rows, "keep").empty and dial.gains(rows, "bin_um").empty
+    for rows in (planted[planted["loss"] == "poisson"], planted.iloc[:0]):
+        assert dial.arms(dial.dial_runs(rows, "keep"), "keep").empty
+        assert dial.slope_weights(rows, "keep") == {}
+
+
+def test_slope_is_the_regression_of_the_gain_on_halvings(planted):
+    noise = np.random.default_rng(0).normal(0, 0.05, len(planted))
+    noisy = planted.assign(pcc_8um=planted["pcc_8um"] + noise)
+    rows = dial.dial_runs(noisy, "keep")
+    mean = rows.groupby(["keep", "loss"])["score"].mean().unstack()
+    halvings = -np.log2(mean.index.to_numpy(float))
+    expected = np.polyfit(halvings, mean["poisson"] - mean["mse"], 1)[0]
+    found = contrast(rows, dial.slope_weights(noisy, "keep"), "score")
+    assert found.value == pytest.approx(expected)
 
 
 def test_slopes_on_the_page_are_the_planted_ones(page, planted):
-    quoted = page(planted)["quoted"]
-    assert quoted["dial.keep.slope"] == pytest.approx(-0.01, abs=1e-3)
-    assert quoted["dial.keep.ci_low"] < quoted["dial.keep.slope"] < quoted["dial.keep.ci_high"] < 0
-    assert quoted["dial.keep.per_halving"] == -quoted["dial.keep.slope"]
-    assert quoted["dial.keep.per_halving_low"] == -quoted["dial.keep.ci_high"]
-    assert quoted["dial.keep.p_value"] < 0.001
-    assert quoted["dial.bin_um.slope"] == pytest.approx(0, abs=1e-3)
-
-
-def test_the_slope_of_a_gene_is_its_regression(page, planted):
     found = page(planted)
-    gains = found["dials"]["bin_um"]
-    slopes = dict(zip(found["wide"].index, found["slopes"], strict=True))
-    for gene, part in list(gains.groupby("gene"))[:5]:
-        expected = stats.linregress(np.log2(part["bin_um"]), part["delta"]).slope
-        assert slopes[gene] == pytest.approx(expected, abs=1e-12)
+    quoted = found["quoted"]
+    assert quoted["dial.keep.per_halving"] == pytest.approx(0.01, abs=1e-3)
+    assert quoted["dial.keep.low"] < quoted["dial.keep.per_halving"] < quoted["dial.keep.high"]
+    assert quoted["dial.bin_um.per_halving"] == pytest.approx(0, abs=1e-3)
+    # A halving of the mean count, by either dial: the widths' slope is flat.
+    assert quoted["dial.per_count.difference.value"] == pytest.approx(0.01, abs=1e-3)
+    curve = found["curves"]["keep"].set_index("keep")
+    assert curve.loc[0.125, "delta"] == pytest.approx(0.15, abs=1e-3)
+    assert set(curve["runs"]) == {3}
+    assert found["verdict"].startswith("In this build ")
+
+
+def test_collapsed_runs_are_left_out_and_named(page, planted):
+    gone = (planted["arm"] == "keep1_4-mse") & (planted["seed"] == 1)
+    dead = planted.assign(
+        pcc_8um=planted["pcc_8um"].mask(gone), collapsed=planted["collapsed"] | gone
+    )
+    found = page(dead)
+    curve = found["curves"]["keep"].set_index("keep")
+    assert curve.loc[0.25, "runs"] == 2
+    assert found["gone"] == {"keep1_4-mse: 1 of 3"}
 
 
 def test_a_preset_without_dials_has_a_page(page, planted):
     found = page(planted[planted["arm"].isin(["D", "E", "D-matched"])])
-    assert found["quoted"] == {} and found["dials"] == {}
+    assert found["quoted"] == {} and found["curves"] == {}
+    assert "cannot tell" in found["verdict"]

@@ -67,9 +67,7 @@ def test_published_bias_is_that_of_the_link(planted):
 def collapse(scores: pd.DataFrame, arm: str, *seeds: int) -> pd.DataFrame:
     """The table with some runs of an arm collapsed."""
     gone = (scores["arm"] == arm) & scores["seed"].isin(seeds) & (scores["patient"] == "P5")
-    return scores.assign(
-        pcc_8um=scores["pcc_8um"].mask(gone), collapsed=scores["collapsed"] | gone
-    )
+    return scores.assign(pcc_8um=scores["pcc_8um"].mask(gone), collapsed=scores["collapsed"] | gone)
 
 
 def test_collapsed_runs_are_counted_and_have_no_part_in_a_mean(planted):
@@ -128,7 +126,8 @@ def test_effects_are_means_and_differences_of_cells(page, planted):
     term = "loss=poisson x bias=-3.0"
     assert found.loc[term, "effect"] == pytest.approx(by_bias[-3.0] - by_bias[0.0])
     assert found.loc[term, "effect"] == pytest.approx(-0.2, abs=0.01)
-    weights = {arm: 0.25 if loss == "poisson" else -0.25 for (loss, *_), arm in table["arm"].items()}
+    signs = {"poisson": 0.25, "mse": -0.25}
+    weights = {arm: signs[loss] for (loss, *_), arm in table["arm"].items()}
     interval = contrast(rows, weights).interval
     assert found.loc["loss=poisson", ["ci_low", "ci_high"]].tolist() == pytest.approx(interval)
 

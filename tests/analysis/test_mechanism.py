@@ -199,7 +199,7 @@ def test_under_adamw_poor_groups_are_no_slower_than_rich_ones():
 @pytest.mark.parametrize("loss", ["mse", "mse-log1p", "poisson"])
 @pytest.mark.parametrize("link", ["exp", "softplus"])
 def test_steps_of_the_toy_are_torchs(loss, link):
-    """Gradients against autograd of the losses that arms are trained with, AdamW against torch's."""
+    """Gradients against autograd of the losses of arms, AdamW against torch's."""
     count = torch.tensor([0.03, 0.4], dtype=torch.float64)
     eta = torch.full_like(count, -1.0).requires_grad_()
 
