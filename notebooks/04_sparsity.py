@@ -155,7 +155,8 @@ title = "Spearman ρ = {rho:.2f}" + " [{ci_low:.2f}, {ci_high:.2f}]" * known
 title = title.format(**over_genes)
 title = f"{title}, {len(scored)} genes, {len(by_run)} runs".replace("-", "−")
 axis.set_title(title, loc="left")
-axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+if len(scored):
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 drawn = scored[["gene", "category", "sparsity", "delta_pcc_8um"]]
 style.mark(figure, settings.source, drawn.assign(least=least, largest=largest))
 
