@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from sparsity_trap.settings import Arm, UserError
 
@@ -95,18 +94,3 @@ def mean_table(scores: pd.DataFrame, patient: str, mse: str, poisson: str) -> pd
     how = dict.fromkeys(GENE_COLUMNS[1:], "first") | dict.fromkeys(measured, "mean")
     means = {arm: rows.groupby("gene", sort=False).agg(how) for arm, rows in own.groupby("arm")}
     return gene_table(means[mse].reset_index(), means[poisson].reset_index())
-
-
-def mean_interval(values: pd.Series | np.ndarray, n_resamples: int = 5000) -> tuple[float, float]:
-    """95 % interval of a mean over genes: bootstrap percentiles, genes drawn with replacement.
-
-    It speaks of other draws of genes, not of other patients or of another training of the arm.
-    NaN with fewer than two values, which say nothing about the spread between genes.
-    """
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return np.nan, np.nan
-    low, high = stats.bootstrap(
-        (values,), np.mean, n_resamples=n_resamples, method="percentile", rng=0
-    ).confidence_interval
-    return float(low), float(high)

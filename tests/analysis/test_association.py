@@ -16,7 +16,6 @@ from sparsity_trap.analysis import published
 from sparsity_trap.analysis.association import (
     GENE_COLUMNS,
     gene_table,
-    mean_interval,
     mean_table,
 )
 from sparsity_trap.data.genes import CATEGORIES, PANEL, panel_table
@@ -148,14 +147,6 @@ def test_mean_table_is_over_the_seeds_that_both_arms_have():
     assert table["pcc_8um_mse"].isna().all() and table["pcc_8um_poisson"].notna().all()
     with pytest.raises(UserError, match="no run of arm 'E' with test patient 'P1'"):
         mean_table(scores.assign(patient="P1")[lambda t: t["arm"] == "D"], "P1", "D", "E")
-
-
-def test_interval_of_a_mean_is_that_of_drawn_genes():
-    values = np.random.default_rng(0).gamma(1.0, size=50)
-    draws = np.random.default_rng(1).choice(values, (100_000, 50)).mean(axis=1)
-    np.testing.assert_allclose(mean_interval(values), np.quantile(draws, (0.025, 0.975)), atol=0.01)
-    assert mean_interval(values) == mean_interval(pd.Series(values))
-    assert np.isnan(mean_interval(values[:1])).all()
 
 
 # --- the page -------------------------------------------------------------------------------------
