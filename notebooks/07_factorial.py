@@ -300,7 +300,11 @@ tables.show(toy.rename(columns={"error": "minimiser against the mean count"}), i
 # %%
 steps = adam.assign(plain=plain["steps"]).set_index(["loss", "link", "rate"])
 for loss in ("mse", "poisson"):
-    for name, at in {"poor": ("exp", 0.03), "rich": ("exp", 1.0), "far": ("softplus", 0.03)}.items():
+    for name, at in {
+        "poor": ("exp", 0.03),
+        "rich": ("exp", 1.0),
+        "far": ("softplus", 0.03),
+    }.items():
         row = steps.loc[(loss, *at)]
         quote(f"toy.{loss}.{name}", plain=row["plain"], adamw=row["steps"])
 

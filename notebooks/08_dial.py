@@ -60,7 +60,7 @@ for setting, arms in pairs.items():
         found.append((value, *numbers))
     names = ["mean_count", "delta", "ci_low", "ci_high", "at 8 µm", "runs"]
     curves[setting] = pd.DataFrame(found, columns=[setting, *names])
-    display(tables.show(curves[setting], digits=4))
+    display(tables.show(curves[setting]))
 
 # %% tags=["remove-input"]
 gone = {
@@ -143,7 +143,7 @@ def gradient_norm(loss, counts, width):
 
 def moved(keep, width):
     """What the loss sees at a setting."""
-    factor = width // BIN_UM
+    factor = round(width / BIN_UM)
     counts = np.random.default_rng(0).binomial(seen, keep) * tissue[:, None]
     inside = bin_mask(tissue, factor)
     mean = bin_sum(counts.astype(np.float32), factor).swapaxes(0, 1)[:, inside].mean(axis=1)
@@ -156,7 +156,8 @@ def moved(keep, width):
         "counts kept": f"1/{1 / keep:.0f}" if keep < 1 else "all", "bin, µm": width,
         "mean count": mean.mean(), "noise": np.median(mean**-0.5), "bins": inside.sum(),
         "spread of genes": np.log(mean).std(), "distance": distance,
-        **{f"gradient, {loss}": gradient_norm(loss, counts, width) for loss in ("mse", "poisson")},
+        "gradient, MSE": f"{gradient_norm('mse', counts, width):.1e}".replace("-", "−"),
+        "gradient, Poisson": f"{gradient_norm('poisson', counts, width):.1e}".replace("-", "−"),
     }  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def moved(keep, width):
 at = [(keep, BIN_UM) for keep in pairs.get("keep", pd.DataFrame()).index]
 at += [(1.0, int(width)) for width in pairs.get("bin_um", pd.DataFrame()).index if width > BIN_UM]
 both = pd.DataFrame([moved(keep, width) for keep, width in at])
-tables.show(both.round(7), digits=4) if len(both) else style.not_trained("the dials")
+tables.show(both) if len(both) else style.not_trained("the dials")
 
 # %% [markdown]
 # Thinning adds noise and leaves the tissue, the bins and the distance to go. Summing takes noise away, but also bins, and detail: within wide bins rates are evened out. Gradients shrink with the counts, those of squared error as their square. AdamW divides that out as long as it stays far above its ε, here 1e-15; at torch's default of 1e-8, squared error on thinned counts stands still.

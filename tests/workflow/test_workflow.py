@@ -133,7 +133,7 @@ def test_second_make_book_finds_nothing_to_do(smoke_book):
     assert index.stat().st_mtime_ns == before
 
 
-ANALYSES = {"analysis": 9, "predict": 1}
+ANALYSES = {"analysis": 12, "predict": 1}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_mistakes_on_the_command_line_end_in_a_sentence(smoke_book, arguments, s
 def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
     folder = smoke_book / "results" / "smoke" / "notebooks"
     notebooks = sorted(folder.glob("*.ipynb"))
-    assert len(notebooks) == 3 + 3 + 9 + 1  # patients, arms, analyses, predictions
+    assert len(notebooks) == 3 + 3 + 12 + 1  # patients, arms, analyses, predictions
     for path in notebooks:
         cells = nbformat.read(path, as_version=4).cells
         assert any("injected-parameters" in c.metadata.get("tags", []) for c in cells)
