@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,11 +152,26 @@ def store(preset: Preset, patient: str) -> PatchStore:
 
 
 def tokens(preset: Preset, patient: str) -> Path:
-    """Token cache of a patient."""
-    cut, path = store(preset, patient).path, preset.tokens(patient)
-    recipe = _tokens_recipe(preset, patient)
-    _make(preset, "tokens", patient, path, recipe, lambda: cache_tokens(cut, path, preset.encoder))
+    """Token cache of a patient; in another world that of the same images at home, where it is."""
+    cut, path = store(preset, patient), preset.tokens(patient)
+
+    def encode() -> None:
+        home = preset.home
+        if not (home and _has_tokens(home, patient, cut)):
+            return cache_tokens(cut.path, path, preset.encoder)
+        with building(path) as partial:
+            shutil.copytree(home.tokens(patient), partial, copy_function=os.link)
+
+    _make(preset, "tokens", patient, path, _tokens_recipe(preset, patient), encode)
     return path
+
+
+def _has_tokens(preset: Preset, patient: str, cut: PatchStore) -> bool:
+    """Whether a preset has tokens of the very images of a store."""
+    note, recipe = _note(preset, "tokens", patient), _tokens_recipe(preset, patient)
+    if not _is_made(note, preset.tokens(patient), recipe):
+        return False
+    return np.array_equal(PatchStore(preset.store(patient)).images[:], cut.images[:])
 
 
 def run(preset: Preset, this: Run) -> Path:
@@ -206,10 +222,10 @@ def _make(
 
     Two notebooks may miss the same result: the second waits for the first, and finds it.
     """
-    note = preset.folder / "recipes" / f"{kind}-{name}"
+    note = _note(preset, kind, name)
 
     def made() -> bool:
-        return path.exists() and note.is_file() and note.read_text() == recipe
+        return _is_made(note, path, recipe)
 
     if made():
         return
@@ -220,6 +236,16 @@ def _make(
         make()
         with building(note) as partial:
             partial.write_text(recipe)
+
+
+def _note(preset: Preset, kind: str, name: str) -> Path:
+    """Where the recipe of a result stands."""
+    folder = preset.folder if kind in ("run", "table") else preset.cohort_folder
+    return folder / "recipes" / f"{kind}-{name}"
+
+
+def _is_made(note: Path, path: Path, recipe: str) -> bool:
+    return path.exists() and note.is_file() and note.read_text() == recipe
 
 
 def _recipe(kind: str, *depends_on: object) -> str:

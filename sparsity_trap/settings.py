@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
@@ -250,6 +250,7 @@ class Preset(_Strict):
     worlds: dict[Name, World] = Field(
         {}, description="the same comparison on other simulated sections; real ones have none"
     )
+    _home: Preset | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _runs_are_possible(self) -> Preset:
@@ -341,12 +342,19 @@ class Preset(_Strict):
             "runs": world.runs,
             "worlds": {},
         }
-        return Preset.model_validate(self.model_dump() | changes)
+        elsewhere = Preset.model_validate(self.model_dump() | changes)
+        elsewhere._home = self
+        return elsewhere
 
     def other_worlds(self) -> dict[str, Preset]:
         """Every world of the preset but its own, by name; none where sections are real."""
         real = self.source == "spaceranger"
         return {} if real else {name: self.in_world(name) for name in self.worlds}
+
+    @property
+    def home(self) -> Preset | None:
+        """Of a world, the preset that it belongs to."""
+        return self._home
 
     @property
     def world(self) -> str:
@@ -360,8 +368,8 @@ class Preset(_Strict):
         return home / "worlds" / self.world if self.world else home
 
     @property
-    def _sections(self) -> Path:
-        """Folder of what is made from sections alone, which a repeat shares."""
+    def cohort_folder(self) -> Path:
+        """Folder of what is made before training, which a repeat shares."""
         return ROOT / "results" / self.name.partition("/")[0] if self.repeats else self.folder
 
     @property
@@ -371,21 +379,21 @@ class Preset(_Strict):
 
     def outs(self, patient: str) -> Path:
         """Space Ranger folder of one patient."""
-        parent = ROOT / "data" if self.source == "spaceranger" else self._sections
+        parent = ROOT / "data" if self.source == "spaceranger" else self.cohort_folder
         return parent / "sections" / patient / "outs"
 
     def store(self, patient: str) -> Path:
         """Patch store of one patient."""
-        return self._sections / "stores" / f"{patient}.zarr"
+        return self.cohort_folder / "stores" / f"{patient}.zarr"
 
     @property
     def panel_file(self) -> Path:
         """Variable genes chosen on the training patients."""
-        return self._sections / "panel.csv"
+        return self.cohort_folder / "panel.csv"
 
     def tokens(self, patient: str) -> Path:
         """Token cache of one patient."""
-        return self._sections / "tokens" / patient
+        return self.cohort_folder / "tokens" / patient
 
     def run_dir(self, run: Run) -> Path:
         """Folder of one training run."""

@@ -142,10 +142,38 @@ def training(bench: dict) -> str:
 
 
 #: Benchmark -> its table and the make target that measures it.
+def stability(bench: dict) -> str:
+    """Verdict of every claim on each set of runs, by preset."""
+    lines = []
+    for preset, found in bench.items():
+        sets = list(next(iter(found["claims"].values()))["sets"])
+        flips = ", ".join(f"*{found['claims'][key]['text']}*" for key in found["flips"])
+        about = f"**Preset `{preset}`**, {found['hardware']}, commit {found['commit']}."
+        lines += [
+            f"{about} From *supported* to *not supported* or back: {flips or 'none'}. Of "
+            f"{found['compared']} values of other sets, {found['covered']} lie within the book's "
+            "interval, widened by √2 for a second draw.\n",
+            "| claim | " + " | ".join(sets) + " |",
+            "|---" * (len(sets) + 1) + "|",
+        ]
+        for claim in found["claims"].values():
+            cells = [_verdict(claim["sets"][name]) for name in sets]
+            lines.append(f"| {claim['text']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _verdict(found: dict) -> str:
+    """Verdict, and the value where there is one."""
+    value = "" if found["value"] is None else f" ({found['value']:+.3f})".replace("-", "−")
+    return found["verdict"] + value
+
+
 TABLES = {
     "ingest": (ingest, "bench"),
     "metrics": (metrics, "bench"),
     "training": (training, "bench-train"),
+    "stability": (stability, "stability"),
 }
 
 

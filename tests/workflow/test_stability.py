@@ -1,0 +1,64 @@
+"""Verdicts compared between sets of runs."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from sparsity_trap.settings import load_preset
+
+sys.path.insert(0, str(ROOT / "workflow"))
+import bench_tables
+import stability
+
+
+def ledger(*claims: tuple[str, float]) -> pd.DataFrame:
+    """Claims with a verdict and a value, each with an interval of ± 0.1."""
+    return pd.DataFrame(
+        {
+            "key": [f"c{i}" for i in range(len(claims))],
+            "text": [f"Claim {i}." for i in range(len(claims))],
+            "source": "this project",
+            "verdict": [verdict for verdict, _ in claims],
+            "value": [value for _, value in claims],
+            "ci_low": [value - 0.1 for _, value in claims],
+            "ci_high": [value + 0.1 for _, value in claims],
+            "p": 0.01,
+        }
+    )
+
+
+def test_claims_that_change_sides_are_named_and_intervals_checked():
+    sets = {
+        "book": ledger(("supported", 0.3), ("supported", 0.2), ("undetermined", np.nan)),
+        "other": ledger(("undetermined", 0.42), ("not supported", 0.0), ("supported", 0.3)),
+    }
+    found = stability.compare(sets)
+    assert found["flips"] == ["c1"]
+    # 0.12 apart is within 0.1 √2, 0.2 is not; a value that is not there lies in no interval
+    assert (found["covered"], found["compared"]) == (1, 3)
+    assert found["claims"]["c2"]["sets"]["book"]["value"] is None
+    table = bench_tables.stability({"laptop": found | {"hardware": "two cores", "commit": "abc"}})
+    assert "back: *Claim 1.*." in table and "1 lie within" in table
+    assert "| Claim 1. | supported (+0.200) | not supported (+0.000) |" in table
+
+
+@pytest.mark.parametrize(
+    ("repeat", "seeds"), [("seeds1000", {1000, 1001, 1002}), ("threads2", {0, 1, 2})]
+)
+def test_repeats_share_sections_and_nothing_else(repeat, seeds):
+    preset, again = load_preset("smoke"), load_preset(f"smoke/{repeat}")
+    assert {run.seed for run in again.all_runs()} == seeds
+    assert len(again.all_runs()) == len(preset.all_runs())
+    for patient in preset.patients:
+        assert again.store(patient) == preset.store(patient)
+        assert again.tokens(patient) == preset.tokens(patient)
+        assert again.outs(patient) == preset.outs(patient)
+    assert again.folder != preset.folder and again.run_dir(again.all_runs()[0]).is_relative_to(
+        again.folder
+    )
+    assert again.simulation == preset.simulation and not again.worlds
