@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
+import math
 import subprocess
 import sys
 import tempfile
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.processes import peak_mb
 from sparsity_trap import losses, training
 from sparsity_trap.bins import PATCH_BINS, TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
@@ -61,6 +62,7 @@ PATCHES = (1180, 208) if GPU else (60, 12)
 VIRCHOW2_CHANNELS = 1280
 PUBLISHED_EPOCHS = 40
 PUBLISHED_STEPS = 10  # measured
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward
 #: Growth along one axis, the others as in the first row; sizes that a laptop does in a minute.
 GROWTH = {
     "patches": (295, 590, 1180) if GPU else (15, 30, 60),
@@ -97,6 +99,8 @@ def main() -> None:
 
 def measure(preset: Preset) -> dict[str, object]:
     """Everything the program measures."""
+    from benchmarks.plain_training import against_plain  # which needs this module
+
     precisions = ("float32", "bfloat16") if GPU else ("float32",)
     machine = {
         "copy_gb_per_s": copy_rate() / 1e9,
@@ -113,6 +117,7 @@ def measure(preset: Preset) -> dict[str, object]:
         "note": "synthetic tokens, counts and images",
         "machine": machine,
         "run": runs,
+        "before_and_after": None if GPU else against_plain(),
         "published_way": published_way(preset, data, runs[precisions[-1]]),
         "encoder": encoder_rate(machine) if GPU else None,
         "growth": growth(),
@@ -220,9 +225,11 @@ def run_cost(
     }
 
 
-def costs_of_a_patch(preset: Preset, data: training.TrainingSet) -> tuple[int, int]:
+def costs_of_a_patch(
+    preset: Preset, data: training.TrainingSet, arm_name: str = POISSON_ARM
+) -> tuple[int, int]:
     """FLOPs, and bytes kept for the backward pass, of one patch; counted on the CPU in float32."""
-    arm = preset.arm(POISSON_ARM)
+    arm = preset.arm(arm_name)
     channels, genes = data.tokens.shape[2], data.counts.shape[1]
     decoder = build_decoder(arm.decoder, channels, genes, **preset.decoder.model_dump())
     tokens, counts, mask = (
@@ -240,12 +247,21 @@ def costs_of_a_patch(preset: Preset, data: training.TrainingSet) -> tuple[int, i
 
     # Fused recurrent layers and attention are unknown to the counter; their plain forms are not.
     plain = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
-    with plain[0], plain[1], FlopCounterMode(display=False) as counter:
+    counted = FlopCounterMode(display=False, custom_mapping={CONVOLUTION_BACKWARD: backward_flops})
+    with plain[0], plain[1], counted as counter:
         objective(decoder(tokens), counts, mask).backward()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = objective(decoder(tokens), counts, mask)
     del loss
     return counter.get_total_flops(), sum(kept.values())
+
+
+def backward_flops(above, x, weight, *options, out_shape=None, **more) -> int:
+    """FLOPs of a convolution's gradients; torch counts every group with every other's channels."""
+    *_, transposed, _, _, mask = options
+    channels_first = x if transposed else above  # of those, each meets every weight of its channel
+    products = math.prod(channels_first) * math.prod(weight[1:])
+    return 2 * products * (bool(mask[0]) + bool(mask[1]))
 
 
 def decoder_and_loss(
@@ -416,21 +432,12 @@ def grow(preset: Preset, patches: int, genes: int, n_views: int) -> dict[str, fl
     fabric = launch(settings.precision)
     history = training.fit(data, preset.arm(POISSON_ARM), preset, 0, fabric).history
     seconds = history[1]["seconds"] - history[0]["seconds"]
-    peak = torch.cuda.max_memory_allocated() if GPU else peak_memory()
+    peak = torch.cuda.max_memory_allocated() if GPU else 1e6 * peak_mb()
     return {
         "milliseconds_per_patch": 1e3 * seconds / patches,
         "peak_gb": peak / 1e9,
         "tokens_and_counts_gb": (data.tokens.nbytes + data.counts.nbytes) / 1e9,
     }
-
-
-def peak_memory() -> int:
-    """Bytes of the process at its largest."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss would begin with the size of the parent
-        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def print_summary(report: dict) -> None:
@@ -443,6 +450,13 @@ def print_summary(report: dict) -> None:
             f"{run['milliseconds_per_batch']:.1f} ms per batch "
             f"({run['milliseconds_of_decoder_and_loss']:.1f} decoder and loss), "
             f"{run['measured_over_floor']:.1f} x floor, bound by {run['bound_by']}"
+        )
+    for arm, found in (report["before_and_after"] or {}).items():
+        steps, runs = found["step_milliseconds"], found["run_seconds"]
+        print(
+            f"{arm}: {steps['before']:.0f} -> {steps['after']:.0f} ms per step "
+            f"({found['step_ratio']:.2f} x, floor {found['floor_milliseconds']:.0f} ms), "
+            f"{runs['before']:.1f} -> {runs['after']:.1f} s per run ({found['run_ratio']:.2f} x)"
         )
     way = report["published_way"]
     print(

@@ -105,25 +105,40 @@ class _ByGene(torch.autograd.Function):
 
 
 class Doubling(nn.ConvTranspose2d):
-    """Transposed 2 × 2 convolution that doubles the side, on a CPU as a matrix product.
-
-    Its patches do not overlap, so that it is one: each pixel's channels times a matrix. The
-    library's backward pass takes several times as long as that.
-    """
+    """Transposed 2 × 2 convolution that doubles the side; on a CPU with a faster backward pass."""
 
     def __init__(self, channels: int, width: int):
         super().__init__(channels, width, 2, stride=2)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x, output_size)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 2 × 2 × width]
-        assert self.bias is not None
-        rows = x.permute(0, 2, 3, 1).flatten(0, 2)
-        blocks = torch.addmm(self.bias.repeat(4), rows, weight)
-        b, _, height, width = x.shape
-        blocks = blocks.view(b, height, width, 2, 2, -1).transpose(2, 3)
-        return blocks.reshape(b, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return _Doubled.apply(x, self.weight, self.bias)
+        return super().forward(x, output_size)
+
+
+class _Doubled(torch.autograd.Function):
+    """The convolution, with gradients of its inputs and weights found as what they are.
+
+    Its blocks do not overlap: below, the gradient is a convolution, and that of the weights one
+    matrix product. The library's backward pass takes four times as long as both.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, bias, stride=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        below = F.conv2d(gradient, weight, stride=2) if ctx.needs_input_grad[0] else None
+        b, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        blocks = gradient.permute(0, 2, 3, 1).reshape(b, height, 2, width, 2, -1)
+        blocks = blocks.transpose(2, 3).reshape(len(rows), -1)  # [pixels, 2 × 2 × width]
+        own = (rows.T @ blocks).view(channels, 2, 2, -1).permute(0, 3, 1, 2).contiguous()
+        return below, own, blocks.sum(0).view(4, -1).sum(0)
 
 
 def _set_bias(head: nn.Conv2d, genes: int, bias: float | Tensor) -> None:

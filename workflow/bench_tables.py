@@ -108,6 +108,19 @@ def training(bench: dict) -> str:
             f"{run['milliseconds_of_decoder_and_loss']:.1f} | {floor:.1f} | "
             f"{run['measured_over_floor']:.1f} × | {run['bound_by']} |"
         )
+    if found := bench.get("before_and_after"):
+        lines += [
+            "\n| arm, one thread | ms per step by plain operations | now | ratio | floor, ms "
+            "| s per run by plain operations | now | ratio |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for arm, row in found.items():
+            step, whole = row["step_milliseconds"], row["run_seconds"]
+            lines.append(
+                f"| {arm} | {step['before']:.0f} | {step['after']:.0f} | {row['step_ratio']:.2f} "
+                f"| {row['floor_milliseconds']:.0f} | {whole['before']:.0f} "
+                f"| {whole['after']:.0f} | {row['run_ratio']:.2f} |"
+            )
     run, way = next(iter(bench["run"].values())), bench["published_way"]
     lines.append(
         f"\nArm {bench['arm']} at the size of preset `{bench['preset']}`: {run['patches']} "
