@@ -384,16 +384,17 @@ ledger.judge(
 # *Rule.* Judged on the PCC at 2 µm of arm E minus that of its maps averaged over bins of 8 µm, in the runs on the main patient.
 
 # %%
-finer = {}
+finer = {}  # of each run, by gene
 for r in results:
     if r.run.arm == "E" and r.run.test_patient == settings.main_patient:
         coarse = controls.averaged(settings, r)
         finer[r.run.test_patient, r.run.seed] = r.genes.set_index("gene")["pcc_2um"] - coarse
-columns = pd.MultiIndex.from_tuples(finer, names=["patient", "seed"])
-finer = pd.DataFrame(finer, columns=columns)  # a row per gene
-of_gene = finer.mean(axis=1)
-between = between_runs(finer.mean()), (of_gene.var() / len(of_gene), len(of_gene) - 1)
-detail = combined(of_gene.mean(), between, finer.shape[1])
+detail = Effect()
+if finer:
+    finer = pd.DataFrame(finer).rename_axis(columns=["patient", "seed"])
+    of_gene = finer.mean(axis=1)
+    between = between_runs(finer.mean()), (of_gene.var() / len(of_gene), len(of_gene) - 1)
+    detail = combined(of_gene.mean(), between, finer.shape[1])
 ledger.judge("native_2um", "PCC at 2 µm beyond that of its 8 µm averages", detail)
 
 # %% [markdown]

@@ -277,7 +277,7 @@ def gains(
 
 
 def crossed_draws(
-    gains: pd.DataFrame, statistic: Callable, n_resamples: int = 5000, least: int = LEAST_PAIRS
+    gains: pd.DataFrame, statistic: Callable, n_resamples: int = 2000, least: int = LEAST_PAIRS
 ) -> Draws:
     """Bootstrap of a statistic over genes of the mean gain, runs and genes both drawn anew.
 

@@ -308,8 +308,9 @@ def test_statistics_are_those_of_the_evidence(judge):
     assert share.value == pytest.approx(0.1 - 0.12 / 2, abs=0.004)
 
 
-def test_what_data_are_like_without_an_effect_is_rarely_called_one():
+def test_what_data_are_like_without_an_effect_is_rarely_called_one(monkeypatch):
     """The share of wrong verdicts in a family of claims without effects, of which p are uniform."""
+    monkeypatch.setattr("sparsity_trap.analysis.claims.update_display", lambda *_, **__: None)
     draw, wrong, names = np.random.default_rng(0), 0, [f"c{i}" for i in range(15)]
     for _ in range(400):
         ledger = Ledger.__new__(Ledger)

@@ -258,6 +258,7 @@ def test_streaming_equals_one_shot(maps, batches):
         "auprc_base": (in_tissue(counts, mask) > 0).mean(1),
         "mse": metrics.mse(counts, pred, mask),
         "calibration": metrics.calibration(counts, pred, mask),
+        "rate_cv": in_tissue(pred, mask).std(1) / in_tissue(pred, mask).mean(1),
         "pcc_2um_rate": metrics.pcc(rate, pred, mask),
         "pcc_8um_rate": metrics.pcc(rate8, pred8, mask8),
     }

@@ -23,7 +23,7 @@ from sparsity_trap.settings import Run, load_preset
 pytestmark = pytest.mark.slow
 
 #: Largest change of a gene's PCC or SSIM by the number of threads; stated in book/limits.md.
-THREADS_TOLERANCE = 0.005
+THREADS_TOLERANCE = 0.02
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -86,8 +86,9 @@ def test_sections_to_scores_once_more_are_the_same_bytes(
     runs.run(preset, Run(arm="E", test_patient="P5", seed=0))
     made, book = content(preset.folder), content(smoke_book / "results" / "smoke")
     assert len(made) > 100
-    # The runs of other arms were not made here.
-    book = {name: held for name, held in book.items() if not name.startswith(("runs/D", "D-"))}
+    # Other runs were not made here.
+    other = re.compile(r"(runs/)?(D|D-matched|E)-P5-s[0-2]/(?<!E-P5-s0/)")
+    book = {name: held for name, held in book.items() if not other.match(name)}
     assert differences(made, book) == []
 
 
@@ -121,7 +122,7 @@ def test_threads_change_scores_within_the_stated_tolerance(
     one = pd.read_parquet(book / "runs" / run.name / "genes.parquet")
     for score in ("pcc_2um", "pcc_8um", "spearman_8um", "ssim_2um", "ssim_8um"):
         np.testing.assert_allclose(one[score], two[score], atol=THREADS_TOLERANCE, err_msg=score)
-    assert one["pcc_8um"].abs().gt(10 * THREADS_TOLERANCE).any()  # there is something to change
+    assert one["pcc_8um"].abs().gt(5 * THREADS_TOLERANCE).any()  # there is something to change
 
 
 def test_second_make_book_finds_nothing_to_do(smoke_book):
@@ -144,7 +145,7 @@ ANALYSES = {"analysis": 12, "predict": 1}
         ("notebooks/04_sparsity.py", "## By category", "## Per category", {"analysis": 1}),
         # What shows results is no reason to compute them; a setting is, and for all behind it.
         ("sparsity_trap/show/style.py", "palette", "colours", {"data_page": 3} | ANALYSES),
-        ("presets/smoke.yaml", "epochs: 12", "epochs: 13", {"train": 3} | ANALYSES),
+        ("presets/smoke.yaml", "epochs: 20", "epochs: 21", {"train": 3} | ANALYSES),
         (
             "presets/smoke.yaml",
             "jitter_views: 0",
@@ -153,8 +154,8 @@ ANALYSES = {"analysis": 12, "predict": 1}
         ),
         (
             "sparsity_trap/losses.py",
-            "Poisson",
-            "poisson",
+            "mean of a loss",
+            "mean of the loss",
             {"data": 3, "data_page": 3, "train": 3} | ANALYSES,
         ),
     ],
