@@ -96,7 +96,7 @@ def association(by_run, table):
     x, own = table["sparsity"].to_numpy(), by_run[table["gene"]]
     if len(x) < LEAST_GENES or min(len(np.unique(x)), own.mean().nunique()) < 2:
         return found
-    drawn = crossed_draws(own, lambda gain, chosen: of_ranks(x[chosen], gain), n_resamples=2000)
+    drawn = crossed_draws(own, lambda gain, chosen: of_ranks(x[chosen], gain))
     low, high = drawn.interval
     return {"rho": drawn.value, "ci_low": low, "ci_high": high}
 

@@ -249,7 +249,7 @@ def rank_correlation(by_gene):
     def rho(gain, genes):
         return stats.spearmanrho(sparsity[genes], gain).statistic
 
-    return crossed_draws(by_gene, rho, n_resamples=2000)
+    return crossed_draws(by_gene, rho)
 
 
 # %%

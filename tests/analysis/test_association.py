@@ -12,7 +12,7 @@ from cells import run_cells
 from scipy import stats
 
 from sparsity_trap import runs
-from sparsity_trap.analysis import published
+from sparsity_trap.analysis import effects, published
 from sparsity_trap.analysis.association import (
     GENE_COLUMNS,
     gene_table,
@@ -60,6 +60,7 @@ def page(monkeypatch, tmp_path):
     """Run notebook 04 on a table of runs; what it defines, with its numbers as ``quoted``."""
 
     def run(scores: pd.DataFrame) -> dict:
+        monkeypatch.setattr(effects.crossed_draws, "__defaults__", (400, effects.LEAST_PAIRS))
         settings = types.SimpleNamespace(folder=tmp_path, source="simulated", main_patient="P5")
         numbers: dict = {}
 
