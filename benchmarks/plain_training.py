@@ -29,8 +29,9 @@ from benchmarks.processes import run_alone
 from benchmarks.training import GENES, PATCHES, costs_of_a_patch, matmul_rate, synthetic
 from sparsity_trap import decoders, losses, training
 from sparsity_trap.encoders import views
+from sparsity_trap.presets import load_preset
 from sparsity_trap.scores import GeneScores
-from sparsity_trap.settings import Arm, Preset, load_preset
+from sparsity_trap.settings import Arm, Preset
 from sparsity_trap.trainer import Trainer, draw
 from sparsity_trap.training_data import TrainingSet, batches
 

@@ -52,7 +52,8 @@ from sparsity_trap.encoders import (
     views,
 )
 from sparsity_trap.files import building, commit, hardware
-from sparsity_trap.settings import POISSON_ARM, Preset, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import POISSON_ARM, Preset
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

@@ -21,13 +21,14 @@ from IPython.display import Markdown, display
 from sparsity_trap import runs
 from sparsity_trap.analysis import effects
 from sparsity_trap.analysis.worlds import facts
+from sparsity_trap.presets import other_worlds
 from sparsity_trap.settings import LOSS_PAIRS
 from sparsity_trap.show import style, tables
 
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "08d_worlds")
 main = settings.main_patient
-worlds = {"at home": settings} | settings.other_worlds()  # none where sections are real
+worlds = {"at home": settings} | other_worlds(settings)  # none where sections are real
 titles = {"at home": "the preset's own sections"}
 titles |= {name: settings.worlds[name].title for name in worlds if name in settings.worlds}
 elsewhere = len(worlds) > 1

@@ -24,9 +24,10 @@ from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS, PatchStore
 from sparsity_trap.files import building
 from sparsity_trap.filterbank import FilterBank
+from sparsity_trap.presets import read_yaml
 from sparsity_trap.progress import track
 from sparsity_trap.settings import Encoder as EncoderSettings
-from sparsity_trap.settings import Preset, UserError, read_yaml
+from sparsity_trap.settings import Preset, UserError
 
 #: µm per pixel of a patch (256 µm over 224 pixels).
 PATCH_UM_PER_PX = 256 / PATCH_PIXELS

@@ -8,7 +8,6 @@ is computed again, so a notebook is right whoever opens it, and whatever was edi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import zarr
-from pydantic import BaseModel
 
+from sparsity_trap import recipes
 from sparsity_trap.data.genes import choose_variable_genes
 from sparsity_trap.data.genes import panel as read_panel
 from sparsity_trap.data.patches import PatchStore, write_store
@@ -34,7 +33,7 @@ from sparsity_trap.data.sections import (
 )
 from sparsity_trap.data.spaceranger import read_8um_table
 from sparsity_trap.encoders import cache_tokens
-from sparsity_trap.files import alone, building, code_digest
+from sparsity_trap.files import alone, building
 from sparsity_trap.quotes import Quotes
 from sparsity_trap.settings import (
     LOSS_PAIRS,
@@ -45,7 +44,6 @@ from sparsity_trap.settings import (
     Preset,
     Run,
     UserError,
-    as_json,
 )
 from sparsity_trap.training import train
 
@@ -58,33 +56,6 @@ __all__ = [
 #: Folder of the cell-type maps of the source ``tissue-map``, relative to the repository.
 LABELS_VARIABLE = "SPARSITY_TRAP_LABELS"
 LABELS = ROOT / "data" / "crc_8um_labels"
-
-#: Code that each kind of result depends on, beside that of what it is made from.
-_CODE = {
-    "table": (
-        "analysis/controls.py",
-        "analysis/ceilings.py",
-        "metrics.py",
-        "scores.py",
-        "_loops.py",
-        "bins.py",
-    ),
-    "section": ("bins.py", "simulation/*"),
-    "store": ("bins.py", "data/*"),
-    "tokens": ("encoders.*", "filterbank.py"),
-    "run": (
-        "decoders.py",
-        "*losses.py",
-        "metrics.py",
-        "scores.py",
-        "_*.py",
-        "bins.py",
-        "train*.py",
-        "model.py",
-        "devices.py",
-        "checkpoints.py",
-    ),
-}
 
 #: Per-gene scores averaged into one number per run.
 SCORES = (
@@ -109,7 +80,7 @@ def section(preset: Preset, patient: str) -> Section:
         labels = Path(os.environ.get(LABELS_VARIABLE, LABELS))
         simulate_section(outs, patient, preset.simulation, source=preset.source, labels=labels)
 
-    _make(preset, "section", patient, outs, _section_recipe(preset, patient), simulate)
+    _make(preset, "section", patient, outs, recipes.of_section(preset, patient), simulate)
     return Section(outs=outs)
 
 
@@ -125,7 +96,7 @@ def panel(preset: Preset) -> pd.DataFrame:
         with building(path) as partial:
             chosen.to_csv(partial, index=False)
 
-    _make(preset, "panel", "genes", path, _panel_recipe(preset), choose)
+    _make(preset, "panel", "genes", path, recipes.of_panel(preset), choose)
     return read_panel(preset)
 
 
@@ -147,7 +118,7 @@ def store(preset: Preset, patient: str) -> PatchStore:
             mask=files.mask,
         )
 
-    _make(preset, "store", patient, path, _store_recipe(preset, patient), cut)
+    _make(preset, "store", patient, path, recipes.of_store(preset, patient), cut)
     return PatchStore(path)
 
 
@@ -162,13 +133,13 @@ def tokens(preset: Preset, patient: str) -> Path:
         with building(path) as partial:
             shutil.copytree(home.tokens(patient), partial, copy_function=os.link)
 
-    _make(preset, "tokens", patient, path, _tokens_recipe(preset, patient), encode)
+    _make(preset, "tokens", patient, path, recipes.of_tokens(preset, patient), encode)
     return path
 
 
 def _has_tokens(preset: Preset, patient: str, cut: PatchStore) -> bool:
     """Whether a preset has tokens of the very images of a store."""
-    note, recipe = _note(preset, "tokens", patient), _tokens_recipe(preset, patient)
+    note, recipe = _note(preset, "tokens", patient), recipes.of_tokens(preset, patient)
     if not _is_made(note, preset.tokens(patient), recipe):
         return False
     return np.array_equal(PatchStore(preset.store(patient)).images[:], cut.images[:])
@@ -185,7 +156,7 @@ def run(preset: Preset, this: Run) -> Path:
             tokens(preset, patient)
         train(preset, this)
 
-    _make(preset, "run", this.name, folder, _run_recipe(preset, this), fit)
+    _make(preset, "run", this.name, folder, recipes.of_run(preset, this), fit)
     return folder
 
 
@@ -205,13 +176,13 @@ def kept_table(
     """
     path = preset.folder / "tables" / f"{name}.parquet"
     of_store = isinstance(made_from, str)
-    source = _store_recipe(preset, made_from) if of_store else _run_recipe(preset, made_from)
+    source = recipes.of_store(preset, made_from) if of_store else recipes.of_run(preset, made_from)
 
     def write() -> None:
         with building(path) as partial:
             compute().to_parquet(partial, index=False)
 
-    _make(preset, "table", name, path, _recipe("table", source), write)
+    _make(preset, "table", name, path, recipes.recipe("table", source), write)
     return pd.read_parquet(path)
 
 
@@ -246,48 +217,6 @@ def _note(preset: Preset, kind: str, name: str) -> Path:
 
 def _is_made(note: Path, path: Path, recipe: str) -> bool:
     return path.exists() and note.is_file() and note.read_text() == recipe
-
-
-def _recipe(kind: str, *depends_on: object) -> str:
-    texts = [_stable(part) for part in depends_on]
-    return hashlib.sha256("\n".join([code_digest(*_CODE[kind]), *texts]).encode()).hexdigest()
-
-
-def _stable(part: object) -> str:
-    """The same text for the same settings; titles change no result."""
-    return as_json(part) if isinstance(part, BaseModel) else json.dumps(part, default=str)
-
-
-def _section_recipe(preset: Preset, patient: str) -> str:
-    if preset.source != "spaceranger":
-        return _recipe("section", preset.source, preset.simulation, patient)
-    # Content is not read: a section is tens of gigabytes.
-    files = real_section(preset, patient).files()
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _recipe("section", preset.source, stats)
-
-
-def _panel_recipe(preset: Preset) -> str:
-    """Of the genes: their names in a file of the user's may change under the same path."""
-    if preset.genes.count is None:
-        return _recipe("store", read_panel(preset)["gene"].tolist())
-    patients = preset.training_patients(preset.main_patient)
-    return _recipe("store", preset.genes, [_section_recipe(preset, p) for p in patients])
-
-
-def _store_recipe(preset: Preset, patient: str) -> str:
-    made_from = _section_recipe(preset, patient), _panel_recipe(preset)
-    return _recipe("store", preset.patches, *made_from)
-
-
-def _tokens_recipe(preset: Preset, patient: str) -> str:
-    return _recipe("tokens", preset.encoder, _store_recipe(preset, patient))
-
-
-def _run_recipe(preset: Preset, this: Run) -> str:
-    made_from = [_tokens_recipe(preset, patient) for patient in preset.patients]
-    settings = (preset.arm(this.arm), preset.decoder, preset.training, this, preset.patients)
-    return _recipe("run", *settings, made_from)
 
 
 # --- finished runs --------------------------------------------------------------------------------

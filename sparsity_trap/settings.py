@@ -7,14 +7,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ROOT / "presets"
-
-#: Arms that every preset may run.
-ARMS = PRESETS / "arms.yaml"
 
 #: What the simulation writes where Space Ranger writes its version.
 SIMULATION = "sparsity-trap simulation"
@@ -45,8 +40,8 @@ LOSS_PAIRS = {"matched": ("D-matched", "E"), "linear": ("D-linear", "E-linear")}
 #: The head biases of the publication, by the link they were used with.
 PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
 
-#: World of a preset that is the preset itself once more; see `Preset.in_world`.
-_REPEAT = re.compile(r"(seeds|threads)(\d+)")
+#: World of a preset that is the preset itself once more; see `presets.in_world`.
+REPEAT = re.compile(r"(seeds|threads)(\d+)")
 
 #: Patients and arms name folders and files.
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]
@@ -229,11 +224,59 @@ class Run(_Strict):
         return f"{self.arm}-{self.test_patient}-s{self.seed}"
 
 
-class Preset(_Strict):
-    """A whole run of the project; see ``presets/laptop.yaml`` for a commented example."""
+class Places(_Strict):
+    """Where a preset of this name and source keeps what it computes."""
 
     name: str
     source: Source = "simulated"
+
+    @property
+    def world(self) -> str:
+        """Name of the world that this is, empty for the preset itself."""
+        return self.name.partition("/")[2]
+
+    @property
+    def folder(self) -> Path:
+        """Everything this preset computes lies here, its worlds' too; safe to delete."""
+        home = ROOT / "results" / self.name.partition("/")[0]
+        return home / "worlds" / self.world if self.world else home
+
+    @property
+    def cohort_folder(self) -> Path:
+        """Folder of what is made before training, which a repeat shares."""
+        return ROOT / "results" / self.name.partition("/")[0] if self.repeats else self.folder
+
+    @property
+    def repeats(self) -> bool:
+        """Whether this is a preset once more, and no world of its own."""
+        return REPEAT.fullmatch(self.world) is not None
+
+    def outs(self, patient: str) -> Path:
+        """Space Ranger folder of one patient."""
+        parent = ROOT / "data" if self.source == "spaceranger" else self.cohort_folder
+        return parent / "sections" / patient / "outs"
+
+    def store(self, patient: str) -> Path:
+        """Patch store of one patient."""
+        return self.cohort_folder / "stores" / f"{patient}.zarr"
+
+    @property
+    def panel_file(self) -> Path:
+        """Variable genes chosen on the training patients."""
+        return self.cohort_folder / "panel.csv"
+
+    def tokens(self, patient: str) -> Path:
+        """Token cache of one patient."""
+        return self.cohort_folder / "tokens" / patient
+
+    def run_dir(self, run: Run) -> Path:
+        """Folder of one training run."""
+        return self.folder / "runs" / run.name
+
+
+class Preset(Places):
+    """A whole run of the project; see ``presets/laptop.yaml`` for a commented example."""
+
     patients: list[Name]
     main_patient: Name = Field(description="test patient shown in figures and tables")
     cohort_file: Path | None = Field(
@@ -299,105 +342,10 @@ class Preset(_Strict):
                     )
         return self
 
-    @model_validator(mode="after")
-    def _worlds_are_possible(self) -> Preset:
-        if self.source != "spaceranger":
-            for name in self.worlds:
-                try:
-                    self.in_world(name)
-                except ValidationError as error:
-                    raise ValueError(f"worlds.{name}: {first_problem(error)}") from None
-        return self
-
-    def in_world(self, name: str) -> Preset:
-        """This preset with the sections and runs of one of its worlds, or repeated.
-
-        A *repeat* has this preset's sections and runs, with seeds from another number on
-        (``seeds1000``) or trained with another number of threads (``threads2``, for who starts it).
-
-        Raises
-        ------
-        UserError
-            There is no such world, or sections are real.
-        """
-        if repeat := _REPEAT.fullmatch(name):
-            first = int(repeat[2]) if repeat[1] == "seeds" else 0
-            runs = [r.model_copy(update={"seeds": [first + s for s in r.seeds]}) for r in self.runs]
-            changes = {"name": f"{self.name}/{name}", "runs": runs, "worlds": {}}
-            return self.model_copy(update=changes)
-        if self.source == "spaceranger":
-            raise UserError(
-                f"preset '{self.name}' has real sections, world '{name}' is a simulated one: "
-                "choose SOURCE=simulated or tissue-map, or leave the world out"
-            )
-        if name not in self.worlds:
-            raise UserError(
-                f"world '{name}' does not exist in preset '{self.name}': choose one of "
-                f"{', '.join(self.worlds) or 'none, or add it under worlds'}"
-            )
-        world = self.worlds[name]
-        changes = {
-            "name": f"{self.name}/{name}",
-            "simulation": self.simulation.model_dump() | world.simulation,
-            "runs": world.runs,
-            "worlds": {},
-        }
-        elsewhere = Preset.model_validate(self.model_dump() | changes)
-        elsewhere._home = self
-        return elsewhere
-
-    def other_worlds(self) -> dict[str, Preset]:
-        """Every world of the preset but its own, by name; none where sections are real."""
-        real = self.source == "spaceranger"
-        return {} if real else {name: self.in_world(name) for name in self.worlds}
-
     @property
     def home(self) -> Preset | None:
         """Of a world, the preset that it belongs to."""
         return self._home
-
-    @property
-    def world(self) -> str:
-        """Name of the world that this is, empty for the preset itself."""
-        return self.name.partition("/")[2]
-
-    @property
-    def folder(self) -> Path:
-        """Everything this preset computes lies here, its worlds' too; safe to delete."""
-        home = ROOT / "results" / self.name.partition("/")[0]
-        return home / "worlds" / self.world if self.world else home
-
-    @property
-    def cohort_folder(self) -> Path:
-        """Folder of what is made before training, which a repeat shares."""
-        return ROOT / "results" / self.name.partition("/")[0] if self.repeats else self.folder
-
-    @property
-    def repeats(self) -> bool:
-        """Whether this is a preset once more, and no world of its own."""
-        return _REPEAT.fullmatch(self.world) is not None
-
-    def outs(self, patient: str) -> Path:
-        """Space Ranger folder of one patient."""
-        parent = ROOT / "data" if self.source == "spaceranger" else self.cohort_folder
-        return parent / "sections" / patient / "outs"
-
-    def store(self, patient: str) -> Path:
-        """Patch store of one patient."""
-        return self.cohort_folder / "stores" / f"{patient}.zarr"
-
-    @property
-    def panel_file(self) -> Path:
-        """Variable genes chosen on the training patients."""
-        return self.cohort_folder / "panel.csv"
-
-    def tokens(self, patient: str) -> Path:
-        """Token cache of one patient."""
-        return self.cohort_folder / "tokens" / patient
-
-    def run_dir(self, run: Run) -> Path:
-        """Folder of one training run."""
-        return self.folder / "runs" / run.name
 
     def all_runs(self) -> list[Run]:
         """Every run of the preset, once each, in order."""
@@ -431,91 +379,6 @@ class Preset(_Strict):
                 f"{', '.join(self.arms)}"
             )
         return self.arms[name]
-
-
-def load_preset(name: str, source: str = "") -> Preset:
-    """Read and check ``presets/<name>.yaml``.
-
-    Parameters
-    ----------
-    name
-        Name of a file in ``presets/`` without its ending; ``laptop/shifted`` is the world
-        ``shifted`` of the preset ``laptop``.
-    source
-        Replaces the file's ``source`` when given, and is then added to the preset's name, so that
-        results of different sources never share a folder.
-
-    Raises
-    ------
-    UserError
-        The file is missing, is not YAML, or has an unknown or invalid key; there is no such world.
-    """
-    name, _, world = name.partition("/")
-    path = PRESETS / f"{name}.yaml"
-    if not path.is_file() or path == ARMS:
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml") if p != ARMS))
-        raise UserError(f"preset '{name}' does not exist ({path}): choose one of {known}")
-    content = read_yaml(path)
-    content = {"name": name, **content}
-    if isinstance(content.get("arms", {}), dict):
-        content["arms"] = read_yaml(ARMS) | content.get("arms", {})
-    if source and source != content.get("source", "simulated"):
-        content |= {"name": f"{name}-{source}", "source": source}
-    try:
-        preset = Preset.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}") from None
-    if preset.source != "spaceranger" and preset.encoder.rehearsal:
-        encoder = preset.encoder.model_copy(update={"name": preset.encoder.rehearsal})
-        preset = preset.model_copy(update={"encoder": encoder})
-    return preset.in_world(world) if world else preset
-
-
-def read_yaml(path: Path) -> dict:
-    """Read a YAML file that holds a mapping.
-
-    Raises
-    ------
-    UserError
-        The file cannot be read, is not YAML of a mapping, or gives a key twice.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
-    # PyYAML's own conversions raise ValueErrors on dates and numbers that cannot be.
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        said = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{path} is not valid YAML ({said}{where}): mend it") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping: write lines of the form 'key: value'")
-    return content
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice, of which YAML readers keep the last silently."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key.value in [earlier.value for earlier in keys[:i]]:
-                problem = f"'{key.value}' is given twice; rename or remove one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        return node
-
-
-def first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'; remove it or correct its spelling"
-    if problem["type"] == "missing":
-        return f"key '{key}' is missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"key '{key}': {message}" if key else message
 
 
 def as_json(model: BaseModel) -> str:

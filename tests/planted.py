@@ -16,7 +16,8 @@ from scipy import ndimage
 
 from sparsity_trap import runs
 from sparsity_trap.data.genes import panel_table
-from sparsity_trap.settings import Arm, Run, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Arm, Run
 from sparsity_trap.show import interactive
 
 #: What the loss adds to a score; besides, exp adds 0.04, and every halving of the counts 0.01 to

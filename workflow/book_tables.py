@@ -18,7 +18,8 @@ from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
 from sparsity_trap.decoders import DECODERS, build_decoder
 from sparsity_trap.encoders import ENCODERS, EncoderCard, FilterBank, TimmTokens
-from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset, load_preset
+from sparsity_trap.presets import load_preset, other_worlds
+from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset
 
 SECTIONS = (3, 100, 10_000)
 
@@ -150,7 +151,7 @@ def times(preset: Preset, notebooks: list[Path]) -> str:
     for path in notebooks:
         seconds = nbformat.read(path, as_version=4).metadata["papermill"]["duration"]
         rows.append({"": "notebook", "step": path.stem, "s": f"{seconds:,.1f}"})
-    for name, world in {"": preset, **preset.other_worlds()}.items():
+    for name, world in {"": preset, **other_worlds(preset)}.items():
         for run in world.all_runs():
             record = json.loads((world.run_dir(run) / "provenance.json").read_text())
             what = f"run in world {name}" if name else "run"

@@ -20,7 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sparsity_trap.settings import ROOT, Preset, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import ROOT, Preset, UserError
 
 #: Packages whose version can change a result or whether a file can be read.
 PACKAGES = (

@@ -18,6 +18,7 @@ from sparsity_trap import runs
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.encoders import PATCH_UM_PER_PX, open_tokens
 from sparsity_trap.files import building, commit
+from sparsity_trap.presets import other_worlds
 from sparsity_trap.settings import ROOT, Preset, UserError
 from sparsity_trap.show import explorer
 
@@ -58,7 +59,7 @@ def of_preset(preset: Preset) -> dict[str, object]:
     this = preset.all_runs()
     records = [
         json.loads((world.run_dir(r) / "provenance.json").read_text())
-        for world in (preset, *preset.other_worlds().values())
+        for world in (preset, *other_worlds(preset).values())
         for r in world.all_runs()
     ]
     values: dict[str, object] = {

@@ -29,16 +29,8 @@ from sparsity_trap.data.spaceranger import (
     open_slide,
     read_positions,
 )
-from sparsity_trap.settings import (
-    SIMULATION,
-    Name,
-    Preset,
-    Runs,
-    UserError,
-    first_problem,
-    load_preset,
-    read_yaml,
-)
+from sparsity_trap.presets import first_problem, load_preset, read_yaml
+from sparsity_trap.settings import SIMULATION, Name, Preset, Runs, UserError
 
 if TYPE_CHECKING:
     import h5py

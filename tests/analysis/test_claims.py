@@ -18,7 +18,8 @@ from sparsity_trap.analysis import controls, effects, mechanism, published
 from sparsity_trap.analysis.claims import Claim, Estimate, Least, Ledger, read_claims
 from sparsity_trap.analysis.effects import Effect
 from sparsity_trap.data.genes import panel_table
-from sparsity_trap.settings import UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import UserError
 
 PANEL = panel_table().rename(columns={"published_sparsity": "sparsity"})
 GENES = PANEL["gene"].to_list()

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from spaceranger import turned_grid, write_outs
 
-from sparsity_trap import settings as config
+from sparsity_trap import presets
 from sparsity_trap.data.genes import load_panel
 from sparsity_trap.data.patches import write_store
 from sparsity_trap.data.sections import Section, check_section, read_cohort
@@ -34,7 +34,8 @@ from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, SCALES
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.files import record
 from sparsity_trap.predict import load_model
-from sparsity_trap.settings import Patches, Run, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Patches, Run, UserError
 from sparsity_trap.training import Model
 
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -125,7 +126,7 @@ YAML_FAULTS = {
 
 @pytest.fixture
 def preset_file(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    monkeypatch.setattr(presets, "PRESETS", tmp_path)
     return tmp_path / "mine.yaml"
 
 
@@ -149,7 +150,7 @@ def test_folder_in_place_of_a_file(preset_file, tmp_path):
     refuse(lambda: load_panel(tmp_path), str(tmp_path))
 
 
-SMOKE = (config.PRESETS / "smoke.yaml").read_text()
+SMOKE = (presets.PRESETS / "smoke.yaml").read_text()
 NUMBERS = [
     ("simulation", "side_um", value)
     for value in (float("nan"), float("inf"), -1, 0, 1e12, "wide", None, [], {})

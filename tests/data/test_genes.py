@@ -16,7 +16,8 @@ from spaceranger import write_outs
 from sparsity_trap import runs
 from sparsity_trap.data.genes import choose_variable_genes, load_panel, panel
 from sparsity_trap.data.spaceranger import MATRIX, read_8um_table
-from sparsity_trap.settings import Genes, Preset, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Genes, Preset, UserError
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from spaceranger import write_outs
 from sparsity_trap.data import sections as cohorts
 from sparsity_trap.data.sections import content_hash, load_cohort, read_cohort
 from sparsity_trap.data.spaceranger import MATRIX, SCALES, SPATIAL, open_slide
-from sparsity_trap.settings import ROOT, Genes, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import ROOT, Genes, UserError
 
 GENES = ("EPCAM", "VIM", "ACTB")
 

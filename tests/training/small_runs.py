@@ -15,7 +15,8 @@ import zarr
 from sparsity_trap import settings as config
 from sparsity_trap import training
 from sparsity_trap.encoders import dihedral, views
-from sparsity_trap.settings import Arm, Preset, Run, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Arm, Preset, Run
 
 GENES = ["PIGR", "DES", "VIM"]
 RUN = Run(arm="E", test_patient="P5", seed=0)

@@ -23,7 +23,8 @@ from small_runs import (  # noqa: F401 - a fixture
 
 from sparsity_trap import devices, training
 from sparsity_trap import settings as config
-from sparsity_trap.settings import Run, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Run, UserError
 
 
 def test_a_batch_must_divide_by_the_processes(preset):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from sparsity_trap import encoders, filterbank
+from sparsity_trap import encoders, filterbank, presets
 from sparsity_trap import settings as config
 from sparsity_trap.settings import Encoder, UserError
 
@@ -347,7 +347,7 @@ def test_views_may_come_in_any_order(images):
 
 def test_tokens_of_another_encoder_or_of_other_views_are_refused(store, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "ROOT", tmp_path)
-    preset = config.load_preset("smoke")
+    preset = presets.load_preset("smoke")
     encoders.cache_tokens(tmp_path, preset.tokens("P1"), preset.encoder)
     tokens, views = encoders.open_tokens(preset, "P1")
     assert tokens.shape[:2] == (3, len(views)) and tokens.dtype == np.float16

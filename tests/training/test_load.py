@@ -28,7 +28,8 @@ from sparsity_trap import settings as config
 from sparsity_trap.analysis import claims, mechanism
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.decoders import build_decoder
-from sparsity_trap.settings import Run, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Run
 
 asked = pytest.mark.skipif(
     "SPARSITY_TRAP_LOAD" not in os.environ, reason="takes minutes: set SPARSITY_TRAP_LOAD=1"

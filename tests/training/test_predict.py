@@ -26,7 +26,8 @@ from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import record
 from sparsity_trap.predict import load_model, predict_image, predict_section
-from sparsity_trap.settings import Patches, Preset, Run, Simulation, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Patches, Preset, Run, Simulation, UserError
 from sparsity_trap.simulation.section import simulate_section
 from sparsity_trap.training import Model
 

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from sparsity_trap import files, runs
+from sparsity_trap import files, presets, recipes, runs
 from sparsity_trap import settings as config
 from sparsity_trap.data.sections import Section
-from sparsity_trap.settings import Run, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Run, UserError
 
 TINY = """
 patients: [P1, P5]
@@ -34,10 +35,10 @@ runs:
 def edited(tmp_path, monkeypatch):
     """Write the tiny preset, with a part of its text replaced, and read it."""
     (tmp_path / "presets").mkdir()
-    (tmp_path / "presets" / "arms.yaml").write_text(config.ARMS.read_text())
+    (tmp_path / "presets" / "arms.yaml").write_text(presets.ARMS.read_text())
     monkeypatch.setattr(config, "ROOT", tmp_path)
-    monkeypatch.setattr(config, "PRESETS", tmp_path / "presets")
-    monkeypatch.setattr(config, "ARMS", tmp_path / "presets" / "arms.yaml")
+    monkeypatch.setattr(presets, "PRESETS", tmp_path / "presets")
+    monkeypatch.setattr(presets, "ARMS", tmp_path / "presets" / "arms.yaml")
 
     def write(old: str = "", new: str = "") -> config.Preset:
         assert old in TINY
@@ -92,7 +93,7 @@ def test_a_preset_edited_by_hand_is_followed_and_told_truly(edited, computed):
 
 def test_a_result_of_other_code_is_made_again(edited, computed, monkeypatch):
     runs.store(edited(), "P1")
-    monkeypatch.setattr(runs, "code_digest", lambda *patterns: "edited")
+    monkeypatch.setattr(recipes, "code_digest", lambda *patterns: "edited")
     runs.store(edited(), "P1")
     assert computed == {"store": 2}
 
@@ -139,10 +140,10 @@ def imported(module: str) -> set[str]:
 )
 def test_recipes_know_all_code_behind_a_result(kind, module, made_from):
     """But for what reads presets, writes files, shows progress, and gives the sizes of maps."""
-    known = {"settings.py", "files.py", "progress.py", "__init__.py"}
+    known = {"settings.py", "presets.py", "files.py", "progress.py", "__init__.py"}
     known |= {"decoders.py"} if kind != "run" else set()
     for part in (kind, *made_from):
-        for pattern in runs._CODE[part]:
+        for pattern in recipes.CODE[part]:
             files_of_part = (ROOT / "sparsity_trap").glob(pattern)
             known |= {str(path.relative_to(ROOT / "sparsity_trap")) for path in files_of_part}
     assert imported(f"sparsity_trap.{module}") <= known
@@ -155,11 +156,11 @@ def test_real_sections_depend_on_their_files_and_not_on_the_simulation(
     matrix = outs / "binned_outputs" / "square_002um" / "filtered_feature_bc_matrix.h5"
     matrix.parent.mkdir(parents=True)
     matrix.write_text("counts")
-    monkeypatch.setattr(runs, "real_section", lambda preset, patient: Section(outs=outs))
+    monkeypatch.setattr(recipes, "real_section", lambda preset, patient: Section(outs=outs))
 
     def recipe(*edit: str) -> str:
         real = edited(*edit).model_copy(update={"source": "spaceranger"})
-        return runs._run_recipe(real, Run(arm="E", test_patient="P5", seed=0))
+        return recipes.of_run(real, Run(arm="E", test_patient="P5", seed=0))
 
     assert recipe() == recipe("side_um: 576", "side_um: 800")
     assert recipe() != recipe("epochs: 2", "epochs: 3")

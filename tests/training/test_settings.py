@@ -8,9 +8,10 @@ from typing import get_args
 import pytest
 import yaml
 
-from sparsity_trap import settings as config
+from sparsity_trap import presets
 from sparsity_trap.losses import LOSSES
-from sparsity_trap.settings import PUBLISHED_BIAS, Arm, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import PUBLISHED_BIAS, Arm, UserError
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "study", "paper"])
@@ -37,13 +38,13 @@ def test_sources_do_not_share_a_folder():
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Write a changed copy of the smoke preset and return its name."""
-    original = yaml.safe_load((config.PRESETS / "smoke.yaml").read_text())
+    original = yaml.safe_load((presets.PRESETS / "smoke.yaml").read_text())
 
     def run(change) -> str:
         changed = change(original)
         text = changed if isinstance(changed, str) else yaml.safe_dump(original)
         (tmp_path / "mine.yaml").write_text(text)
-        monkeypatch.setattr(config, "PRESETS", tmp_path)
+        monkeypatch.setattr(presets, "PRESETS", tmp_path)
         return "mine"
 
     return run

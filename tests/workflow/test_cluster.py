@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from sparsity_trap.settings import load_preset
+from sparsity_trap.presets import load_preset
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ from spaceranger import write_outs
 
 from sparsity_trap import encoders
 from sparsity_trap.data.genes import PANEL
-from sparsity_trap.settings import Genes, UserError, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Genes, UserError
 
 sys.path.append(str(ROOT / "workflow"))
 import doctor  # noqa: E402 - a script beside the module

@@ -57,7 +57,7 @@ import os, sys
 import scipy.ndimage, scipy.sparse, pandas, tifffile, h5py, pyarrow.parquet, zarr
 from sparsity_trap import runs
 from sparsity_trap.simulation import section
-from sparsity_trap.settings import load_preset
+from sparsity_trap.presets import load_preset
 import torch
 torch.set_num_threads(1)
 for line in sys.stdin:

@@ -158,7 +158,7 @@ def test_a_token_reaches_no_result(odd_checkout):
 @pytest.mark.slow
 def test_a_token_is_not_in_what_is_recorded_of_a_run(monkeypatch):
     from sparsity_trap.files import record
-    from sparsity_trap.settings import load_preset
+    from sparsity_trap.presets import load_preset
 
     monkeypatch.setenv("HF_TOKEN", SECRET)
     assert SECRET not in str(record(load_preset("smoke"), 0.0))

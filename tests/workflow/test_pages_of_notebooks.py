@@ -12,8 +12,9 @@ from conftest import ROOT
 from IPython.core.formatters import DisplayFormatter
 
 from sparsity_trap import settings as config
+from sparsity_trap.presets import load_preset
 from sparsity_trap.runs import Quotes
-from sparsity_trap.settings import UserError, load_preset
+from sparsity_trap.settings import UserError
 from sparsity_trap.show import style
 
 sys.path.insert(0, str(ROOT / "workflow"))

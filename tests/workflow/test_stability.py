@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from sparsity_trap.settings import load_preset
+from sparsity_trap.presets import load_preset
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import bench_tables

@@ -18,7 +18,8 @@ from test_kill import content, differences
 
 from sparsity_trap import runs
 from sparsity_trap import settings as config
-from sparsity_trap.settings import Run, load_preset
+from sparsity_trap.presets import load_preset
+from sparsity_trap.settings import Run
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,11 @@ import yaml
 from cells import run_cells
 from conftest import ROOT
 
-from sparsity_trap import runs
+from sparsity_trap import presets, recipes, runs
 from sparsity_trap import settings as config
 from sparsity_trap.data.sections import open_preset
-from sparsity_trap.settings import UserError, load_preset
+from sparsity_trap.presets import in_world, load_preset, other_worlds
+from sparsity_trap.settings import UserError
 
 PAIR = ["D-linear", "E-linear"]
 WORLDS = {
@@ -39,7 +40,7 @@ WORLDS = {
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Write the smoke preset with worlds, changed, as preset ``tiny``; results go to tmp_path."""
-    content = yaml.safe_load((config.PRESETS / "smoke.yaml").read_text())
+    content = yaml.safe_load((presets.PRESETS / "smoke.yaml").read_text())
     content["training"]["epochs"] = 1
     content["runs"] = [{"arms": ["D", "E", *PAIR], "test_patients": ["P5"]}]
     content["worlds"] = copy.deepcopy(WORLDS)
@@ -48,7 +49,7 @@ def write(tmp_path, monkeypatch):
         change(content)
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
-    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    monkeypatch.setattr(presets, "PRESETS", tmp_path)
     monkeypatch.setattr(config, "ROOT", tmp_path)
     run()
     return run
@@ -64,13 +65,13 @@ def test_a_world_is_its_preset_but_for_sections_runs_and_folder(write, tmp_path)
     ]  # fmt: skip
     ours = {"name", "simulation", "runs", "worlds"}
     assert world.model_dump(exclude=ours) == home.model_dump(exclude=ours)
-    assert home.other_worlds() == {name: load_preset(f"tiny/{name}") for name in WORLDS}
+    assert other_worlds(home) == {name: load_preset(f"tiny/{name}") for name in WORLDS}
     mapped = open_preset("tiny/zeros", "tissue-map")
     assert mapped.folder == tmp_path / "results" / "tiny-tissue-map" / "worlds" / "zeros"
 
 
 def test_real_sections_have_one_world(write):
-    assert load_preset("tiny", "spaceranger").other_worlds() == {}
+    assert other_worlds(load_preset("tiny", "spaceranger")) == {}
     with pytest.raises(UserError, match="has real sections, world 'zeros' is a simulated one"):
         open_preset("tiny/zeros", "spaceranger")
     with pytest.raises(UserError, match="'tiny/zeros' is a simulated world: leave one out"):
@@ -98,24 +99,24 @@ def test_an_unknown_world_lists_the_choices(write):
     with pytest.raises(UserError, match="world 'x' does not exist .*'tiny': .* zeros, weak"):
         load_preset("tiny/x")
     with pytest.raises(UserError, match="choose one of none, or add it under worlds"):
-        load_preset("tiny/zeros").in_world("weak")
+        in_world(load_preset("tiny/zeros"), "weak")
 
 
 def test_results_of_a_world_have_recipes_of_their_own(write):
     home, world = load_preset("tiny"), load_preset("tiny/zeros")
-    recipes = []
+    notes = []
     for preset in (home, world):
         runs.section(preset, "P5")
-        recipes.append((preset.folder / "recipes" / "section-P5").read_text())
+        notes.append((preset.folder / "recipes" / "section-P5").read_text())
         assert preset.outs("P5").is_relative_to(preset.folder)
-    assert recipes[0] != recipes[1]
+    assert notes[0] != notes[1]
     run = world.all_runs()[0]
-    assert runs._run_recipe(home, run) != runs._run_recipe(world, run)
+    assert recipes.of_run(home, run) != recipes.of_run(world, run)
     # A change of one world leaves the other's results, and those at home.
     write(lambda content: content["worlds"]["zeros"]["simulation"].update(dropout=0.5))
-    kept = [runs._run_recipe(load_preset(name), run) for name in ("tiny", "tiny/weak")]
+    kept = [recipes.of_run(load_preset(name), run) for name in ("tiny", "tiny/weak")]
     write(lambda content: content["worlds"]["zeros"]["simulation"].update(dropout=0.4))
-    assert kept == [runs._run_recipe(load_preset(name), run) for name in ("tiny", "tiny/weak")]
+    assert kept == [recipes.of_run(load_preset(name), run) for name in ("tiny", "tiny/weak")]
 
 
 @pytest.fixture
