@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 import scaling
 import torch
 
+from sparsity_trap.analysis.claims import Claim
 from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
 from sparsity_trap.decoders import DECODERS, build_decoder
@@ -83,21 +83,13 @@ def decoders(preset: Preset, channels: int, genes: int) -> str:
 def claims(path: Path) -> str:
     """The claims ledger: verdict and statistic of each claim, its rule in small print."""
     rows = []
-    for claim in pd.read_csv(path).itertuples():
-        found = "–"
-        if np.isfinite(claim.value):
-            found = f"{claim.statistic}: {claim.value:.3g}"
-            if np.isfinite(claim.ci_low):
-                found += f" ({claim.ci_low:.3g} to {claim.ci_high:.3g})"
-            if np.isfinite(claim.n):
-                found += f", n = {claim.n:.0f}"
-        source = "printed numbers" if claim.source == "published" else "this build"
+    for claim in (Claim(**row) for row in pd.read_csv(path).to_dict("records")):
         rows.append(
             {
                 "claim": f"{claim.text}<br><small>{claim.rule}</small>",
-                "judged on": source,
+                "judged on": "printed numbers" if claim.source == "published" else "this build",
                 "verdict": f"**{claim.verdict}**",
-                "statistic": found.replace("-", "−"),
+                "statistic": claim.found,
             }
         )
     return markdown(pd.DataFrame(rows))

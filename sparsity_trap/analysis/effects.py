@@ -149,10 +149,10 @@ def contrast(
     Returns
     -------
     Effect
-        The mean over patients, runs and genes. Where all arms share `LEAST_PAIRS` seeds, the part
-        of the runs is the variance of the contrast over seeds, within patients; else each arm has
-        the variance of `run_variance` for its decoder, over its number of runs. NaN where an arm
-        has no run that counts.
+        The mean over patients, runs and genes. Where all arms share seeds enough (`between_runs`),
+        the part of the runs is the variance of the contrast over seeds, within patients; else each
+        arm has the variance of `run_variance` for its decoder, over its number of runs. NaN where
+        an arm has no run that counts.
     """
     rows = scores[scores["arm"].isin(list(weights))].dropna(subset=[score])
     common = set.intersection(*(set(rows.loc[rows["arm"] == arm, "patient"]) for arm in weights))
@@ -191,13 +191,13 @@ def between_runs(per_run: pd.Series) -> tuple[float, float]:
 
     Returns
     -------
-    Variance within patients over the number of their seeds; NaN and 0 where a patient has fewer
-    than `LEAST_PAIRS` of them.
+    Variance within patients, pooled, over the number of their seeds; NaN and 0 where it would have
+    fewer degrees of freedom than `LEAST_PAIRS` seeds of one patient give.
     """
     sizes = per_run.groupby("patient").size()
-    if len(sizes) == 0 or sizes.min() < LEAST_PAIRS:
-        return np.nan, 0
     df = int((sizes - 1).sum())
+    if df < LEAST_PAIRS - 1:
+        return np.nan, 0
     squares = (per_run - per_run.groupby("patient").transform("mean")).pow(2).sum()
     return squares / df * (1 / sizes).sum() / len(sizes) ** 2, df
 
@@ -276,9 +276,7 @@ def gains(
     return of_gene.unstack("gene").dropna(how="all")
 
 
-def crossed_draws(
-    gains: pd.DataFrame, statistic: Callable, n_resamples: int = 2000, least: int = LEAST_PAIRS
-) -> Draws:
+def crossed_draws(gains: pd.DataFrame, statistic: Callable, n_resamples: int = 2000) -> Draws:
     """Bootstrap of a statistic over genes of the mean gain, runs and genes both drawn anew.
 
     Conservative for a mean (Owen 2007, doi:10.1214/07-AOAS122): what one gene does in one run
@@ -297,9 +295,9 @@ def crossed_draws(
     groups = list(gains.groupby("patient").indices.values())
     everything, mean = np.arange(values.shape[1]), values.mean(0)
     value = statistic(mean, everything)
-    if min(map(len, groups), default=0) < least:
-        return Draws(value, np.full(1, np.nan), len(values))
     df = len(values) - len(groups)
+    if df < LEAST_PAIRS - 1:
+        return Draws(value, np.full(1, np.nan), len(values))
     stretch = np.sqrt(1 + len(groups) / df) * stats.t.ppf(0.975, df) / stats.norm.ppf(0.975)
     found = np.empty(n_resamples)
     for i in range(n_resamples):

@@ -60,7 +60,7 @@ def page(monkeypatch, tmp_path):
     """Run notebook 04 on a table of runs; what it defines, with its numbers as ``quoted``."""
 
     def run(scores: pd.DataFrame) -> dict:
-        monkeypatch.setattr(effects.crossed_draws, "__defaults__", (400, effects.LEAST_PAIRS))
+        monkeypatch.setattr(effects.crossed_draws, "__defaults__", (400,))
         settings = types.SimpleNamespace(folder=tmp_path, source="simulated", main_patient="P5")
         numbers: dict = {}
 

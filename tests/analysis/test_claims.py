@@ -152,7 +152,7 @@ def judged(monkeypatch, tmp_path: Path, *keys: str, **evidence: Any) -> dict[str
         (mechanism, "toy_minimisers", evidence.get("toy", no_fits)),
     ):
         monkeypatch.setattr(module, name, lambda *_, value=value: value)
-    monkeypatch.setattr(effects.crossed_draws, "__defaults__", (400, effects.LEAST_PAIRS))
+    monkeypatch.setattr(effects.crossed_draws, "__defaults__", (400,))
     parameters = {"preset": "", "source": "", "cohort": ""}
 
     def wanted(source: str) -> bool:

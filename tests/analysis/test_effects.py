@@ -37,11 +37,15 @@ def simulated(
 PAIR = {"E": 1, "D": -1}
 
 
-def coverage(arms, weights=PAIR, repeats=200, truth=0.03, **options) -> float:
+def coverage(arms, weights=PAIR, repeats=200, truth=0.03, lost=(), **options) -> float:
+    """Share of intervals that hold the truth; ``lost`` are patients without their last run."""
     draw = np.random.default_rng(1)
     hits = 0
     for _ in range(repeats):
-        low, high = effects.contrast(simulated(draw, arms, **options), weights).interval
+        scores = simulated(draw, arms, **options)
+        last = scores["seed"] == scores["seed"].max()
+        scores = scores[~(scores["patient"].isin(lost) & last)]
+        low, high = effects.contrast(scores, weights).interval
         hits += low <= truth <= high
     return hits / repeats
 
@@ -53,6 +57,7 @@ def coverage(arms, weights=PAIR, repeats=200, truth=0.03, **options) -> float:
         ({"D": 5, "E": 5}, {}),
         ({"D": 5, "E": 5}, {"run": 0.05}),
         ({"D": 3, "E": 3}, {"patients": ("P1", "P2", "P5")}),
+        ({"D": 3, "E": 3}, {"patients": ("P1", "P5"), "lost": ("P1",)}),  # a run that collapsed
         ({"D": 5, "E": 5}, {"genes": 4}),
         # Arms that a preset runs once, beside some that it repeats.
         ({"D": 1, "E": 1, "C": 5, "F": 5}, {}),
