@@ -8,10 +8,10 @@ import socket
 import threading
 import traceback
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save
 
 from sparsity_trap import encoders, filterbank, presets
@@ -178,7 +178,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 
 def point_to(address, monkeypatch):
-    constants = huggingface_hub.constants
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", address)
@@ -189,7 +188,6 @@ def hub(tmp_path, monkeypatch):
     """A local Hugging Face with an empty cache and no token."""
     server = Hub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    constants = huggingface_hub.constants
     point_to(server.address, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -236,7 +234,7 @@ def test_no_network(hub, monkeypatch, name):
         with pytest.raises(encoders.Unreachable, match="connect once.*'filterbank'") as caught:
             encoders.load_encoder(name)
     assert_token_is_nowhere(caught.value)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(encoders.Unreachable):
         encoders.check_access(name)
 
@@ -249,7 +247,7 @@ def test_access_lost_between_question_and_download(hub, monkeypatch):
     with pytest.raises(UserError, match="refuses.*403") as caught:
         encoders.load_encoder("virchow2")
     assert_token_is_nowhere(caught.value)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(encoders.Unreachable, match="connect once"):
         encoders.load_encoder("virchow2")
 
@@ -265,7 +263,7 @@ def test_other_failures_hide_the_token(monkeypatch):
         raise RuntimeError(f"request with {TOKEN} failed")
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("timm.create_model", broken)
+    monkeypatch.setattr(encoders._import_timm(), "create_model", broken)
     monkeypatch.setattr(encoders, "check_access", lambda name: None)
     with pytest.raises(UserError, match=r"RuntimeError: request with \*\*\* failed") as caught:
         encoders.load_encoder("phikon")
@@ -295,7 +293,7 @@ def test_weights_from_the_hub_are_those_it_serves(hub, images, monkeypatch):
     for key, value in source.state_dict().items():
         assert encoder.model.state_dict()[key].equal(value), key
     assert encoders.check_access(name, online=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     again = encoders.load_encoder(name)
     torch.testing.assert_close(again(images), encoder(images))
 
