@@ -20,7 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sparsity_trap.presets import load_preset
+from sparsity_trap.bins import BIN_UM, PATCH_BINS
+from sparsity_trap.presets import load_preset, other_worlds
 from sparsity_trap.settings import ROOT, Preset, UserError
 
 #: Packages whose version can change a result or whether a file can be read.
@@ -31,9 +32,11 @@ PACKAGES = (
 )  # fmt: skip
 LOCK = ROOT / "requirements.lock.txt"
 
-#: GB that results of simulated and of real sections may take. With real ones, the tokens of about
-#: 600 patches in 16 views take 6 GB per patient.
-_DISK_GB = {"simulated": 5, "tissue-map": 5, "spaceranger": 50}
+#: GB that sections, stores and tokens of a world may take. With real ones, the tokens of about 600
+#: patches in 16 views take 6 GB per patient.
+_DISK_GB = {"simulated": 1.0, "tissue-map": 1.0, "spaceranger": 50.0}
+#: GB of a run's maps of a patch of 50 genes, and patches of a real section, about.
+_MAP_GB, _REAL_PATCHES = 1.4e-3, 600
 _LEAST_DISK_GB = 1
 _GPU_GB = 8
 
@@ -79,7 +82,7 @@ def examine(
         yield _failed("preset", error)
     if settings is not None:
         yield from _guarded("preset", partial(_preset, settings))
-        yield from _guarded("disk", partial(disk, settings.folder, _DISK_GB[settings.source]))
+        yield from _guarded("disk", partial(disk, settings.folder, _needed_gb(settings)))
         yield from _guarded("encoder", partial(encoder, settings.encoder.name, online))
         yield from _guarded("gene panel", partial(panel, settings))
         yield from _guarded("cell-type maps", partial(label_maps, settings))
@@ -142,14 +145,23 @@ def gpu() -> Iterator[Row]:
         yield Row("GPU", "warn", f"torch {torch.__version__}, no GPU", mend)
 
 
-def disk(folder: Path, needed: int) -> Iterator[Row]:
+def _needed_gb(preset: Preset) -> float:
+    """What the results of a preset and its other worlds may take."""
+    real = preset.source == "spaceranger"
+    patches = _REAL_PATCHES if real else int(preset.simulation.side_um / (PATCH_BINS * BIN_UM)) ** 2
+    places = [preset, *other_worlds(preset).values()]
+    maps = sum(len(place.all_runs()) for place in places) * patches * _MAP_GB
+    return len(places) * _DISK_GB[preset.source] + maps
+
+
+def disk(folder: Path, needed: float) -> Iterator[Row]:
     """Free space where results go, GB."""
     existing = next(f for f in (folder, *folder.parents) if f.exists())
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing} cannot be written: change its owner or permissions")
     free = shutil.disk_usage(existing).free / 1e9
     found = f"{free:.0f} GB free in {existing}"
-    mend = f"free some space: a run may take {needed} GB"
+    mend = f"free some space: the results may take {needed:.0f} GB"
     if free < _LEAST_DISK_GB:
         yield Row("disk", "FAIL", found, mend)
     elif free < needed:

@@ -163,6 +163,11 @@ def test_disk(tmp_path):
     assert row.state == "ok" and str(tmp_path) in row.found
     (row,) = doctor.disk(tmp_path, 10**9)
     assert row.state == "warn"
+    # More runs take more; those of other worlds count too.
+    smoke, study = (doctor._needed_gb(load_preset(name)) for name in ("smoke", "study"))
+    assert smoke < 2 < 15 < study < doctor._needed_gb(load_preset("paper"))
+    alone = load_preset("study").model_copy(update={"worlds": {}})
+    assert 1 < doctor._needed_gb(load_preset("study")) - doctor._needed_gb(alone) < 10
 
 
 def test_weights(monkeypatch):
