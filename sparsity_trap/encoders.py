@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -352,7 +353,9 @@ def cache_tokens(
         partial.mkdir()
         about = {"encoder": settings.name, "views": each, "seed": seed}
         (partial / "about.json").write_text(json.dumps(about))
-        step = max(1, batch // len(each))
+        # Tokens that turn with the image are computed once for all its turns.
+        seen = each if not hasattr(encoder, "turned") else [(j, t) for j, t in each if t == 0]
+        step = max(1, batch // len(seen))
         # Written in order, not through memory: a full disk would end the process there.
         with (partial / "tokens.npy").open("wb") as file:
             header = {"descr": "<f2", "fortran_order": False, "shape": shape}
@@ -370,8 +373,11 @@ def cache_tokens(
             waiting: Tensor | None = None
             for start in track(range(0, len(store), step), f"encoding {store.patient}", "batch"):
                 patches = torch.from_numpy(store.images[start : start + step])
-                images = torch.cat([_views_of(patch, each, jitter) for patch in patches])
-                encoded = torch.cat([encoder(b.to(device)).half() for b in images.split(batch)])
+                images = torch.cat([_views_of(patch, seen, jitter) for patch in patches])
+                encoded = torch.cat([encoder(b.to(device)) for b in images.split(batch)])
+                if seen != each:
+                    encoded = _turned(encoder, encoded.unflatten(0, (-1, len(seen))), each)
+                encoded = encoded.half()
                 if waiting is not None:
                     write(waiting)
                 waiting = encoded
@@ -412,6 +418,13 @@ def _views_of(
     copies = sorted({j for j, _ in each})
     coloured = {j: jitter(patch[None]) if jitter and j else patch[None] for j in copies}
     return torch.cat([dihedral(coloured[j], turn, (1, 2)) for j, turn in each])
+
+
+def _turned(encoder: Any, tokens: Tensor, each: list[tuple[int, int]]) -> Tensor:
+    """Tokens of every view [B · views, C, 16, 16] from those of upright copies [B, copies, ...]."""
+    turns = [partial(dihedral, element=turn, dims=(-2, -1)) for _, turn in each]
+    views = [encoder.turned(tokens[:, j], turn) for (j, _), turn in zip(each, turns, strict=True)]
+    return torch.stack(views, dim=1).flatten(0, 1)
 
 
 def _images_at_once(encoder: nn.Module, device: torch.device, trial: int = 8) -> int:

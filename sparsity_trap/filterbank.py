@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -39,8 +40,8 @@ class FilterBank(nn.Module):
         h, e = (F.normalize(torch.tensor(v), dim=0) for v in (_HAEMATOXYLIN, _EOSIN))
         stains = torch.stack([h, e, F.normalize(torch.linalg.cross(h, e), dim=0)])
         self.register_buffer("unmix", torch.linalg.inv(stains).T.contiguous())
-        responses = 3 * (1 + 3 * len(self.scales)) + 1
-        self.channels = responses * (4 + 2) + 3
+        self.responses = 3 * (1 + 3 * len(self.scales)) + 1
+        self.channels = self.responses * (4 + 2) + 3
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode uint8 images [B, 224, 224, 3] to tokens [B, C, 16, 16]."""
@@ -65,6 +66,22 @@ class FilterBank(nn.Module):
         variance = F.avg_pool2d(stains.square(), side) - F.avg_pool2d(stains, side).square()
         texture = variance.clamp(min=0).sqrt()
         return torch.cat([F.pixel_unshuffle(quarters, 2), *context, texture], dim=1)
+
+    def turned(self, tokens: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Tokens of turned images from those of the images, up to rounding.
+
+        Every response turns with its image; quarters change their place within a token.
+
+        Parameters
+        ----------
+        tokens
+            [B, C, 16, 16].
+        turn
+            Flips and turns the last two axes.
+        """
+        quarters = F.pixel_shuffle(tokens[:, : 4 * self.responses], 2)
+        whole = tokens[:, 4 * self.responses :]
+        return torch.cat([F.pixel_unshuffle(turn(quarters), 2), turn(whole)], dim=1)
 
 
 @lru_cache

@@ -43,11 +43,13 @@ def test_filterbank_tokens_turn_with_the_image(images):
     assert tokens.shape == (2, encoder.channels, 16, 16)
     assert torch.isfinite(tokens).all()
     # Channels after the 4 × quarter channels describe whole tokens; they turn with the grid.
-    whole = slice(encoder.channels - 65, None)
+    whole = slice(4 * encoder.responses, None)
     for element in range(1, 8):
-        turned = encoder(encoders.dihedral(images, element, (1, 2)))
-        expected = encoders.dihedral(tokens, element, (2, 3))
-        torch.testing.assert_close(turned[:, whole], expected[:, whole], atol=2e-4, rtol=1e-3)
+        expected = encoder(encoders.dihedral(images, element, (1, 2)))
+        grid = encoders.dihedral(tokens, element, (2, 3))
+        torch.testing.assert_close(grid[:, whole], expected[:, whole], atol=2e-4, rtol=1e-3)
+        turned = encoder.turned(tokens, lambda x, e=element: encoders.dihedral(x, e, (-2, -1)))
+        torch.testing.assert_close(turned, expected, atol=2e-4, rtol=1e-3)
 
 
 def test_filterbank_separates_the_stains():
