@@ -177,7 +177,7 @@ def contrast(
     between_patches = (0.0, 0.0)
     if moments is not None and score == "pcc_8um":
         between_patches = _jackknife(rows, coefficients, wanted, moments)
-    n = int(runs.groupby(["patient", "arm"]).size().min())
+    n = int(runs.groupby("arm").size().min())
     return combined(value, ((variance, df), between_genes, between_patches), n)
 
 
