@@ -79,7 +79,7 @@ def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
     names = list(ledgers)
     first = ledgers[names[0]].set_index("key")
     claims, flips, inside = {}, [], []
-    for key, row in first[first["source"] == "this project"].iterrows():
+    for key, row in first.iterrows():
         found = {name: ledger.set_index("key").loc[key] for name, ledger in ledgers.items()}
         columns = ["verdict", "value", "ci_low", "ci_high"]
         by_set = {
