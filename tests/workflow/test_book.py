@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -281,6 +282,16 @@ def test_chapters_take_published_numbers_from_one_file():
     # Written out, a published value would miss a correction of that file.
     printed = {f"{v:.3f}" for v in published.SUMMARY.values() if isinstance(v, float)}
     assert not [value for value in printed if value in text]
+
+
+def test_every_reference_is_cited_and_can_be_found():
+    references = parse_file(BOOK / "references.bib").entries  # a key twice is an error
+    pages = [*BOOK.glob("*.md"), *(ROOT / "notebooks").glob("*.py")]
+    roles = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", "".join(map(Path.read_text, pages)))
+    assert {key.strip() for keys in roles for key in keys.split(",")} == set(references)
+    for key, entry in references.items():
+        assert entry.persons["author"] and {"title", "year"} <= set(entry.fields), key
+        assert "doi" in entry.fields or "url" in entry.fields, key
 
 
 def test_no_script_lies_where_every_page_would_load_it():
