@@ -14,7 +14,7 @@
 # Every number of this page was printed or committed by its author, about real tissue. None comes from the sections of this build. The tables lie in `published/`, with the source, commit and licence of each.
 # :::
 #
-# This book reproduces {cite:t}`vanbelkum2025benchmark`; when it says *published* it means that work. A later manuscript by the same author, {cite:t}`vanbelkum2025sparsity`, repeats the comparison with other runs. Both print a table S1: a score per gene for squared error and for the Poisson likelihood. The first work claims that Poisson has the higher PCC at 8 µm on {val}`published.n_wins` of {val}`published.n_genes` genes; the later one that it has the higher SSIM on all {val}`record.says.n_wins_ssim`, and that sparser genes gain more SSIM (r = {val}`record.says.pearson_ssim`). Other tables of the author, and one of {cite:t}`nishimura2025learning`, stand beside them.
+# This book reproduces {cite:t}`vanbelkum2025benchmark`; when it says *published* it means that work. A later manuscript by the same author, {cite:t}`vanbelkum2025sparsity`, repeats the comparison with other runs. Both print a table S1: a score per gene for squared error and for the Poisson likelihood. The first work claims that Poisson has the higher PCC at 8 µm on {val}`published.n_wins` of {val}`published.n_genes` genes; the later one that it has the higher SSIM on all {val}`record.says.n_wins_ssim`, and that sparser genes gain more SSIM (r = {val}`record.says.pearson_ssim`). Other tables of the author, and one of {cite:t}`nishimura2025strank`, stand beside them.
 #
 # **What a printed table cannot say.** Each arm is one run, and a run is one draw: all genes of a table share it, and how far other runs would lie cannot be estimated from it. So intervals on this page are *over these genes, of one run each*. They do not hold the variance between runs, which [](03_results.ipynb) takes apart on the sections of this build.
 # The two arms also differ in link and initial bias, and checkpoints were chosen on the test patient. The effect of the loss stays undetermined here, whatever the tables show; the claims of this page are about what was printed.
@@ -612,7 +612,7 @@ ledger.judge("printed_level", "largest ratio", largest, ruling, unit="decoders, 
 #
 # ## Other tissue, other losses
 #
-# {cite:t}`nishimura2025learning` print seven losses for one linear decoder on frozen features, on seven tasks of HEST-1k with spots of 55 µm, as mean Spearman correlation. Squared error there takes normalised, logarithmic expression. The unit is the task.
+# {cite:t}`nishimura2025strank` print seven losses for one linear decoder on frozen features, on seven tasks of HEST-1k with spots of 55 µm, as mean Spearman correlation. Squared error there takes normalised, logarithmic expression. The unit is the task.
 
 # %%
 over_mse = published.HEST.drop("MSE") - published.HEST.loc["MSE"]
@@ -690,7 +690,7 @@ ledger.judge("printed_scaled_target", "mean difference in PCC at 8 µm", suggest
 # %% [markdown]
 # ## Weights between genes
 #
-# Near a solution a gene pulls on what genes share by Σλ² under squared error and by Σλ under Poisson ([](08b_weight.ipynb), {cite:t}`mccullagh1989generalized`). The printed sparsities give the rates: of Poisson counts a share $s$ of zeros means $\lambda = -\log s$.
+# Near a solution a gene pulls on what genes share by Σλ² under squared error and by Σλ under Poisson ([](08b_weight.ipynb), {cite:t}`mccullagh1989glm`). The printed sparsities give the rates: of Poisson counts a share $s$ of zeros means $\lambda = -\log s$.
 
 
 # %%
