@@ -53,6 +53,7 @@ quote = runs.Quotes(settings, "10_claims")
 quote("worth", score=WORTH)
 ledger = Ledger("build")
 folder = settings.folder / "tables"
+COLUMNS = ["text", "verdict", "statistic", "value", "ci_low", "ci_high", "n", "p"]
 
 # %% [markdown]
 # ## The evidence
@@ -453,8 +454,7 @@ ledger.judge(
 # %%
 claims = ledger.settle(folder)
 quote("claims", **ledger.counts())
-columns = ["text", "verdict", "statistic", "value", "ci_low", "ci_high", "n", "p"]
-tables.show(claims[columns])
+tables.show(claims[COLUMNS])
 
 # %% [markdown]
 # On this run {val}`claims.supported` claims are supported, {val}`claims.not_supported` are not, and {val}`claims.undetermined` are undetermined, because the evidence leaves both open or the preset does not train the arms (also as {download}`CSV <tables/claims_build.csv>`).
@@ -466,4 +466,4 @@ tables.show(claims[columns])
 
 # %%
 judged = read_ledgers(folder)
-tables.show(judged["printed"][columns])
+tables.show(judged["printed"][COLUMNS])
