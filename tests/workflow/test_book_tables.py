@@ -40,14 +40,14 @@ def test_every_family_has_a_table_those_on_real_tissue_first(tmp_path):
     claim = Claim(
         "a", "It is so.", "If so.", "build", "supported", "mean", 0.3, 0.2, 0.4, 5, "runs"
     )
-    for family, text in (("build", "It is so."), ("printed", "It was said.")):
+    for family, text in (("build", "It is so."), ("printed", "It was so.")):
         table = pd.DataFrame([claim._replace(family=family, text=text)])
         table.to_csv(tmp_path / f"claims_{family}.csv", index=False)
     shown = book_tables.claims(tmp_path)
     lines = [line for line in shown.splitlines() if line.startswith(("###", "| It"))]
     assert lines == [
         "### Judged on printed numbers",
-        "| It was said.<br><small>If so.</small> | **supported** | mean: 0.3 (0.2 to 0.4), 5 runs |",
+        "| It was so.<br><small>If so.</small> | **supported** | mean: 0.3 (0.2 to 0.4), 5 runs |",
         "### Judged on this build",
         "| It is so.<br><small>If so.</small> | **supported** | mean: 0.3 (0.2 to 0.4), 5 runs |",
     ]
