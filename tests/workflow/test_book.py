@@ -125,6 +125,20 @@ def test_banner_and_footer_name_the_source(tmp_path, monkeypatch, source, banner
     assert "commit 0123456789ab" in footer and "2 &lt;x&gt;" in footer
 
 
+def test_pages_of_other_evidence_have_a_banner_of_their_own(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    from sparsity_trap_book import mark_evidence
+
+    app = SimpleNamespace(config=SimpleNamespace(sparsity_trap_executed="book/executed"))
+    found = {}
+    for page in ("book/executed/11_record", "book/executed/04_sparsity", "book/11_record"):
+        context = {"theme_announcement": "Simulated sections"}
+        mark_evidence(app, page, "page.html", context, None)
+        found[page] = context["theme_announcement"]
+    assert "Printed numbers, real tissue" in found.pop("book/executed/11_record")
+    assert set(found.values()) == {"Simulated sections"}
+
+
 def test_end_of_build_puts_viewers_beside_the_pages_and_drops_unused_icons(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BOOK / "_ext")
     from sparsity_trap_book import add_assets
