@@ -33,6 +33,16 @@ counts, rate = np.ones((1, 1, 16, 16), "u2"), np.ones((1, 1, 16, 16), "f2")
 scores.update(counts, rate, np.ones((1, 16, 16), bool))
 """
 
+#: Takes every loss that has a kernel, with its gradient, as in training.
+COMPILE_LOSSES = """
+import torch
+from sparsity_trap import _fused, losses
+eta, mask = torch.zeros(1, 2, 8, 8, requires_grad=True), torch.ones(1, 8, 8, dtype=torch.bool)
+for loss in _fused.FUSED:
+    for link in ("exp", "softplus"):
+        losses.Objective(loss, link, 2)(eta, torch.ones(1, 2, 8, 8, dtype=torch.uint8), mask)
+"""
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give way to the process with the book, which takes longest."""
@@ -50,12 +60,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    compiling = subprocess.Popen([sys.executable, "-c", COMPILE], cwd=ROOT)
+    compiling = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+        for code in (COMPILE, COMPILE_LOSSES)
+    ]
 
     class OneBook(LoadScopeScheduling):
         def schedule(self) -> None:
-            if compiling.wait():
-                pytest.exit("the kernels of sparsity_trap/_loops.py cannot be compiled", 1)
+            if any([process.wait() for process in compiling]):
+                pytest.exit("the kernels of sparsity_trap/_*loops.py cannot be compiled", 1)
             super().schedule()
 
         def _split_scope(self, nodeid: str) -> str:
@@ -65,6 +78,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
             return file if file in SHARING_FILES else nodeid
 
     return OneBook(config, log)
+
+
+def copy_program(folder: Path, *names: str) -> None:
+    """Copy folders of the checkout, with its kernels, since compiling them takes half a minute."""
+    for name in names:
+        skip = shutil.ignore_patterns("executed", ".executed*", "*.tmp.*")
+        shutil.copytree(ROOT / name, folder / name, ignore=skip)
 
 
 @pytest.fixture(scope="session")

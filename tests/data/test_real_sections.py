@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 import zarr
-from conftest import ROOT
+from conftest import copy_program
 from PIL import Image
 from spaceranger import paint, turned_grid, write_outs
 
@@ -323,9 +323,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 def test_data_notebook_from_the_command_line(sound, folder):
     """In a copy of the program, since results go beside it."""
     program = folder / "program"
-    for name in ("sparsity_trap", "workflow", "notebooks", "presets"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, program / name, ignore=ignored)
+    copy_program(program, "sparsity_trap", "workflow", "notebooks", "presets", "published")
     command = [sys.executable, "workflow/execute_notebook.py", "notebooks/01_data.py", "out.ipynb"]
     command += ["preset=smoke", f"cohort={folder / 'cohort.yaml'}", "patient=P1"]
     done = subprocess.run(

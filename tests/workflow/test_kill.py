@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_program
 
 from sparsity_trap import files, progress
 from sparsity_trap.settings import UserError
@@ -74,10 +74,7 @@ for line in sys.stdin:
 
 def copy_of_the_program(folder: Path) -> Path:
     """What the steps need of the checkout, and the tiny preset."""
-    for name in ("sparsity_trap", "workflow", "notebooks", "presets", "published", "book"):
-        # With the compiled kernels in __pycache__: compiling them takes each copy half a minute.
-        ignored = shutil.ignore_patterns("executed")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    copy_program(folder, "sparsity_trap", "workflow", "notebooks", "presets", "published", "book")
     for name in ("Makefile", "pyproject.toml", "requirements.lock.txt", "_config.yml", "_toc.yml"):
         shutil.copyfile(ROOT / name, folder / name)
         os.utime(folder / name, (0, 0))  # older than the environment, which is there already

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_program
 
 FOLDERS = ("sparsity_trap", "workflow", "notebooks", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -107,9 +106,7 @@ runs: [{arms: [D, E], test_patients: [P5]}]
 def odd_checkout(tmp_path_factory) -> tuple[Path, list[str]]:
     """Section and data notebook, run in a folder of an odd name with a token in the environment."""
     folder = tmp_path_factory.mktemp("odd") / "a b'ü"
-    for name in ("sparsity_trap", "workflow", "notebooks", "presets"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    copy_program(folder, "sparsity_trap", "workflow", "notebooks", "presets", "published")
     (folder / "presets" / "tiny.yaml").write_text(TINY)
     notebook = folder / "results" / "tiny" / "notebooks" / "01_data_P5.ipynb"
     choice = ["preset=tiny", "source=", "cohort="]

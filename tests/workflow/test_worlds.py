@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from cells import run_cells
-from conftest import ROOT
+from conftest import ROOT, copy_program
 
 from sparsity_trap import presets, recipes, runs
 from sparsity_trap import settings as config
@@ -123,9 +123,7 @@ def test_results_of_a_world_have_recipes_of_their_own(write):
 def checkout(write, tmp_path) -> Path:
     """A copy of the program, with the preset ``tiny`` among its own."""
     folder = tmp_path / "checkout"
-    for name in ("sparsity_trap", "workflow", "notebooks", "presets", "book"):
-        skip = shutil.ignore_patterns("__pycache__", "executed", ".executed*")
-        shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    copy_program(folder, "sparsity_trap", "workflow", "notebooks", "presets", "published", "book")
     for name in ("_config.yml", "_toc.yml", "requirements.in"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(tmp_path / "tiny.yaml", folder / "presets")
