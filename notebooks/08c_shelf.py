@@ -131,7 +131,7 @@ else:
 # %% [markdown]
 # Cost is the time of a training step over that of Poisson with the same decoder, on the machine that trained; those not told apart stand in the order of theirs, cheapest first. Losses that compare the shape of a map alone, such as Pearson and the multinomial, leave its level free, so *how much* is not theirs to say.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shelf", "caption": "Every loss with link exp and bias −3 on the test patient: where (PCC at 8 µm), present or not (AUPRC) and how much (D²). Large dots are means over runs, small ones the runs; circles Hist2ST, squares the linear decoder. A triangle marks a D² below −0.5: losses that leave the level of a map free."}, "image": {"alt": "Dot plot of all losses by three scores"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shelf", "caption": "Every loss with link exp and bias −3 on the test patient: where (PCC at 8 µm), present or not (AUPRC) and how much (D²). Large marks are means over runs, small ones the runs. A triangle marks a D² below −0.5: losses that leave the level of a map free."}, "image": {"alt": "Dot plot of all losses by three scores"}}
 figure = style.not_trained("more losses than these")
 if len(chosen):
     best = shelf.groupby("loss")["pcc_8um"].max().sort_values()
@@ -152,5 +152,9 @@ if len(chosen):
         axis.set_xlabel(title)
         axis.grid(axis="y", color="#E6E6E6", lw=0.6, zorder=0)
     axes[0].set_yticks(range(len(place)), place)
+    axes[0].set_ylim(-0.6, len(place) - 0.4)
+    for decoder, marker in (("Hist2ST", "o"), ("linear", "s")):
+        axes[1].plot([], [], marker, ms=5, color="#555555", label=decoder)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=7, frameon=False)
     style.mark(figure, settings.source, shelf)
 figure
