@@ -140,7 +140,11 @@ if len(chosen):
     colours = {"MSE": style.MSE_COLOUR, "Poisson": style.POISSON_COLOUR}
     size = 8.2, 0.9 + 0.24 * len(place)
     figure, axes = style.subplots(1, 3, figsize=size, sharey=True)
-    panels = {"pcc_8um": "where: PCC at 8 µm", "auprc": "present or not: AUPRC", "d2": "how much: D²"}
+    panels = {
+        "pcc_8um": "where: PCC at 8 µm",
+        "auprc": "present or not: AUPRC",
+        "d2": "how much: D²",
+    }
     for axis, (score, title) in zip(axes, panels.items(), strict=True):
         for (decoder, arm), own in by_run.groupby(["decoder", "arm"]):
             loss = loss_of[decoder, arm]
