@@ -61,8 +61,9 @@ def load_preset(name: str, source: str = "") -> Preset:
 def in_world(preset: Preset, name: str) -> Preset:
     """A preset with the sections and runs of one of its worlds, or repeated.
 
-    A *repeat* has the preset's sections and runs, with seeds from another number on (``seeds1000``)
-    or trained with another number of threads (``threads2``, for who starts it).
+    A *repeat* has the preset's sections, and its runs that carry claims (all, where none is marked
+    so), with seeds from another number on (``seeds1000``) or trained with another number of threads
+    (``threads2``, for who starts it).
 
     Raises
     ------
@@ -72,7 +73,8 @@ def in_world(preset: Preset, name: str) -> Preset:
     called = {"name": f"{preset.name}/{name}", "worlds": {}}
     if repeat := REPEAT.fullmatch(name):
         first = int(repeat[2]) if repeat[1] == "seeds" else 0
-        runs = [r.model_copy(update={"seeds": [first + s for s in r.seeds]}) for r in preset.runs]
+        own = [r for r in preset.runs if r.claims] or preset.runs
+        runs = [r.model_copy(update={"seeds": [first + s for s in r.seeds]}) for r in own]
         return preset.model_copy(update=called | {"runs": runs})
     if preset.source == "spaceranger":
         raise UserError(

@@ -200,6 +200,7 @@ class Runs(_Strict):
     arms: list[Name] = Field(min_length=1)
     test_patients: list[Name] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
+    claims: bool = Field(False, description="claims are judged on them, so repeats repeat them")
 
 
 class World(_Strict):

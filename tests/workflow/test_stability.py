@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from sparsity_trap.presets import load_preset
+from sparsity_trap.presets import in_world, load_preset
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import bench_tables
@@ -62,3 +62,10 @@ def test_repeats_share_sections_and_nothing_else(repeat, seeds):
         again.folder
     )
     assert again.simulation == preset.simulation and not again.worlds
+
+
+def test_repeats_have_the_runs_that_carry_claims():
+    preset = load_preset("smoke")
+    claims, others = preset.runs[0].model_copy(update={"claims": True}), preset.runs[0]
+    marked = preset.model_copy(update={"runs": [others, claims]})
+    assert in_world(marked, "seeds10").runs == [claims.model_copy(update={"seeds": [10, 11, 12]})]
