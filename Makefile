@@ -112,8 +112,8 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 	@$(BIN)/python workflow/doctor.py --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
 		$(if $(COHORT),--cohort '$(COHORT)')
 
-download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS, to data/sections
-	@$(BIN)/python workflow/download.py $(PATIENTS)
+download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS; with TILES=1 the real tiles
+	@$(BIN)/python workflow/download.py $(if $(filter 1,$(TILES)),--tiles data/p5_crc_2um_tiles,$(PATIENTS))
 
 tiles: $(STAMP)  ## train on the real tiles in TILES, about an hour on 2 cores; writes results/real_tiles
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 \
