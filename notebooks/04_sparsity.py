@@ -24,7 +24,7 @@ from scipy import stats
 
 from sparsity_trap import runs
 from sparsity_trap.analysis import published
-from sparsity_trap.analysis.association import LEAST_GENES, mean_table
+from sparsity_trap.analysis.association import LEAST_GENES, dealt, mean_table, rho
 from sparsity_trap.analysis.effects import LEAST_PAIRS, contrast, crossed_draws, gains
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM
 from sparsity_trap.show import interactive, style, tables
@@ -58,18 +58,6 @@ sparsity = scored["sparsity"]
 # ## Sparsity and gain
 #
 # Spearman's ρ of sparsity with gain, run by run. *p* is of this run's genes: the sparsities are dealt anew among them, 9,999 times, and *p* is twice the share of orders whose ρ lies as far from 0 as the observed one, or farther, on the same side. It takes the genes as independent, which they are not: all share the run.
-
-
-# %%
-def rho(x, y, axis=-1):
-    return stats.spearmanrho(x, y, axis=axis).statistic
-
-
-def dealt(x, y):
-    """p of ρ over orders of the genes."""
-    orders = {"permutation_type": "pairings", "n_resamples": 9999, "batch": 500, "rng": 0}
-    return stats.permutation_test((x,), lambda x, axis: rho(x, y, axis), **orders).pvalue
-
 
 # %%
 single = [
@@ -185,7 +173,7 @@ tables.show(pd.DataFrame([{"runs": len(by_run), "n_genes": len(rest), **without}
 # %% [markdown]
 # ρ of the mean gain is then {val}`sparsity.without_mitochondrial.rho:+.2f` ({val}`sparsity.without_mitochondrial.ci_low:+.2f` to {val}`sparsity.without_mitochondrial.ci_high:+.2f`).
 #
-# The publication printed ρ = {val}`published.rho` for 50 genes with p < 0.001. What p that correlation has over so many genes follows from Student's t with n − 2 degrees of freedom:
+# The publication printed ρ = {val}`published.rho` for 50 genes, at first with p < {val}`published.p_at_first`; its author has since corrected p to {val}`published.p_corrected`. What p that correlation has over so many genes follows from Student's t with n − 2 degrees of freedom:
 
 # %%
 printed, n = published.SUMMARY["rho"], published.SUMMARY["n_genes"]

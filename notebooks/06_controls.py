@@ -139,7 +139,7 @@ tables.show(audit.rename_axis("metric"), index=True, missing="undefined")
 #
 # $$\sqrt{\frac{\operatorname{Var} \lambda}{\operatorname{Var} \lambda + \operatorname{E} \lambda}} ,$$
 #
-# exact where the rate is known. Elsewhere the counts are split into two binomial halves, which are independent given the rate: the correlation $r$ of the halves gives the reliability $2r/(1+r)$ of the whole (Spearman and Brown), of which the ceiling is the square root. Splitting takes any variance beyond the Poisson one for signal.
+# exact where the rate is known. Elsewhere the counts are split into two binomial halves (count splitting {cite:p}`neufeld2024inference`), which are independent given the rate if the counts are Poisson: the correlation $r$ of the halves gives the reliability $2r/(1+r)$ of the whole (Spearman and Brown), of which the ceiling is the square root. Splitting takes any variance beyond the Poisson one for signal; negative binomial counts can be split into independent parts too, but only with their dispersion known (data thinning {cite:p}`neufeld2024data`).
 #
 # Both for the gene above, at 8 µm:
 

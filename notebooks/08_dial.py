@@ -36,6 +36,7 @@ patches = {result.run.name: result.patches for result in results}
 # %% [markdown]
 # Genes differ in more than sparsity, so an association over genes cannot show a cause. Here the same genes are made sparser, in two ways.
 # The first dial thins: UMIs of the training sections are kept with a probability below 1, images unchanged. Every model is scored at 8 µm against the untouched counts of the test patient, whose section is never thinned and takes no part in training.
+# That models learn less from sparser and noisier counts is known from ablations of real sections {cite:p}`hallinan2026impact`; asked here is whether one loss suffers more.
 # The second dial is the width of the bins that the loss compares: summed to wider bins, the same counts are less sparse. Each model is scored at the width it was trained at.
 #
 # Both losses have link exp, and every gene starts at its mean in the training counts that the arm sees. A fixed start would lie nearer to the mean at some settings than at others.

@@ -13,7 +13,8 @@ import pandas as pd
 import scaling
 import torch
 
-from sparsity_trap.analysis.claims import Claim
+from sparsity_trap.analysis.claims import Claim, read_ledgers
+from sparsity_trap.analysis.families import FAMILIES
 from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
 from sparsity_trap.decoders import DECODERS, build_decoder
@@ -80,19 +81,22 @@ def decoders(preset: Preset, channels: int, genes: int) -> str:
     return markdown(table)
 
 
-def claims(path: Path) -> str:
-    """The claims ledger: verdict and statistic of each claim, its rule in small print."""
-    rows = []
-    for claim in (Claim(**row) for row in pd.read_csv(path).to_dict("records")):
-        rows.append(
+def claims(folder: Path) -> str:
+    """The ledgers in a folder: verdict and statistic of each claim, its rule in small print."""
+    parts = []
+    for family, ledger in read_ledgers(folder).items():
+        rows = [
             {
                 "claim": f"{claim.text}<br><small>{claim.rule}</small>",
-                "judged on": "printed numbers" if claim.source == "published" else "this build",
                 "verdict": f"**{claim.verdict}**",
                 "statistic": claim.found,
             }
-        )
-    return markdown(pd.DataFrame(rows))
+            for claim in (Claim(**row) for row in ledger.to_dict("records"))
+        ]
+        if rows:
+            title = FAMILIES[family].title
+            parts += [f"### Judged on {title}\n", markdown(pd.DataFrame(rows))]
+    return "\n".join(parts)
 
 
 def encoders() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 
+from sparsity_trap.analysis.families import MARKED
 from sparsity_trap.settings import SOURCE_NAMES, Preset, UserError
 
 
@@ -90,8 +91,10 @@ def _how_made(
     seeds = sorted({run.seed for run in runs})
     hashes = "; ".join(f"{p} `{numbers[f'cohort.sha256.{p}'][:12]}`" for p in preset.patients)
     given = " ".join(f"{key}={value}" for key, value in parameters.items() if value != "")
+    family = MARKED.get(Path(script).stem)
+    data = family and family.data
     rows = {
-        "data": f"{SOURCE_NAMES[preset.source]}; SHA-256 of the patches: {hashes}",
+        "data": data or f"{SOURCE_NAMES[preset.source]}; SHA-256 of the patches: {hashes}",
         "script": f"{{download}}`{script} </notebooks/{script}>`, run with `{given}`",
         "data of the figures": ", ".join(
             f"{{download}}`{file} <tables/figures/{file}>`" for file in files
@@ -103,6 +106,9 @@ def _how_made(
         "wall time": f"{papermill.duration:.0f} s for this page; "
         f"{numbers['training.seconds.total']:,.0f} s for the training of all runs",
     }
+    if family:
+        del rows["seed" if len(seeds) == 1 else "seeds"]
+        rows["wall time"] = f"{papermill.duration:.0f} s"
     lines = [":::{dropdown} How this page was made", ":open:", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in rows.items()]
     return "\n".join([*lines, ":::"])

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sparsity_trap.analysis.claims import read_ledgers
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.files import building, commit, hardware
 from sparsity_trap.settings import ROOT, Preset, UserError
@@ -58,7 +59,7 @@ def run_set(preset: Preset, threads: int, cores: int) -> pd.DataFrame:
     script = str(ROOT / "notebooks" / "10_claims.py")
     command = [sys.executable, str(WORKFLOW / "execute_notebook.py"), script, str(page), *given]
     subprocess.run(command, check=True, cwd=ROOT, env=environment)
-    return pd.read_csv(preset.folder / "tables" / "claims.csv")
+    return read_ledgers(preset.folder / "tables")["build"]
 
 
 def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
@@ -78,7 +79,7 @@ def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
     names = list(ledgers)
     first = ledgers[names[0]].set_index("key")
     claims, flips, inside = {}, [], []
-    for key, row in first[first["source"] == "this project"].iterrows():
+    for key, row in first.iterrows():
         found = {name: ledger.set_index("key").loc[key] for name, ledger in ledgers.items()}
         columns = ["verdict", "value", "ci_low", "ci_high"]
         by_set = {

@@ -115,7 +115,7 @@ def main() -> None:
             "arms.md": book_tables.arms(preset),
             "decoders.md": book_tables.decoders(preset, channels, len(store.genes)),
             "encoders.md": book_tables.encoders(),
-            "claims.md": book_tables.claims(folder / "tables" / "claims.csv"),
+            "claims.md": book_tables.claims(folder / "tables"),
             "scale.md": book_tables.scale(),
             "packages.md": book_tables.packages(),
             "times.md": book_tables.times(preset, notebooks),

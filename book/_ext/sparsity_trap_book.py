@@ -29,6 +29,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
+from sparsity_trap.analysis.families import MARKED
 from sparsity_trap.settings import SOURCE_NAMES
 
 logger = logging.getLogger(__name__)
@@ -173,6 +174,16 @@ def show_source(app: Sphinx, config: Config) -> None:
     )
 
 
+def mark_evidence(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Put another banner on pages that show no sections of the build."""
+    page = Path(pagename)
+    if page.name in MARKED and page.parent == Path(app.config.sparsity_trap_executed):
+        mark = html.escape(MARKED[page.name].mark)
+        context["theme_announcement"] = f'<span class="source">{mark}</span>'
+
+
 def check_repository(app: Sphinx, config: Config) -> None:
     """Refuse a repository address from which no links could be made."""
     address = config.sparsity_trap_repository
@@ -291,5 +302,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", check_repository)
     # After the theme, which begins an empty list of buttons.
     app.connect("html-page-context", add_repository_buttons, priority=502)
+    app.connect("html-page-context", mark_evidence)
     app.connect("build-finished", add_assets)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,12 +1,13 @@
 """The claims ledger: each claim of the paper, the rule it is judged by, and the verdict.
 
-Sentences and rules stand in ``notebooks/10_claims.py``, each above the cell that computes its
-evidence, so that they are in the repository before any result is; a `Ledger` reads them there.
+Sentences and rules stand in a notebook, each above the cell that computes its evidence, so that
+they are in the repository before any result is; a `Ledger` reads them there. Claims judged on one
+kind of evidence are a family, with a notebook of its own; `families.FAMILIES` lists them.
 
 A claim that an effect is larger than a bound has two hypotheses against it: that the effect is no
 larger, and, for *not supported*, that it is worth the name. Only one of them can be true, so a
-claim spends one test, and Holm's procedure over the claims (Holm 1979; with Shaffer's remark of
-1986 on hypotheses that exclude each other) keeps the chance of any wrong verdict in the ledger
+claim spends one test, and Holm's procedure over the claims of a family (Holm 1979; with Shaffer's
+remark of 1986 on hypotheses that exclude each other) keeps the chance of any wrong verdict in it
 below 5 %.
 """
 
@@ -22,10 +23,10 @@ import pandas as pd
 from IPython.display import display, update_display
 from statsmodels.stats.multitest import multipletests
 
-from sparsity_trap.settings import ROOT, UserError
+from sparsity_trap.analysis.families import FAMILIES
+from sparsity_trap.settings import UserError
 
 Verdict = Literal["supported", "not supported", "undetermined"]
-Source = Literal["this project", "published"]
 
 #: Least difference of a PCC or SSIM worth the name.
 WORTH = 0.02
@@ -38,8 +39,6 @@ NULL_PCC = 0.05
 
 #: One side of 5 %.
 LEVEL = 0.025
-
-NOTEBOOK = ROOT / "notebooks" / "10_claims.py"
 
 #: A claim in the notebook's source: label, heading with the sentence, paragraph with the rule.
 _CLAIM = re.compile(r"^# \(claim-(\w+)\)=\n# ### (.+)\n#\n# \*Rule\.\* (.+)$", re.MULTILINE)
@@ -127,10 +126,10 @@ class Claim(NamedTuple):
     ----------
     key, text, rule
         Short name, the claim and its decision rule in a sentence each.
-    source
-        Whose numbers it is judged on.
+    family
+        Of `families.FAMILIES`: what it is judged on.
     verdict
-        What they say.
+        What that says.
     statistic, value, ci_low, ci_high, n, unit
         Name of the statistic, its value and 95 % interval, and how many of what it is of.
     p
@@ -140,7 +139,7 @@ class Claim(NamedTuple):
     key: str
     text: str
     rule: str
-    source: Source
+    family: str
     verdict: Verdict
     statistic: str
     value: float
@@ -167,7 +166,7 @@ class Claim(NamedTuple):
         return f"**{self.verdict}** · {reason}"
 
 
-def read_claims(notebook: Path = NOTEBOOK) -> dict[str, tuple[str, str]]:
+def read_claims(notebook: Path) -> dict[str, tuple[str, str]]:
     """Key -> sentence and rule of every claim in the notebook's source, in its order.
 
     Raises
@@ -184,17 +183,28 @@ def read_claims(notebook: Path = NOTEBOOK) -> dict[str, tuple[str, str]]:
 
 
 class Ledger:
-    """The verdicts of a notebook, in the order in which its claims stand there.
+    """The verdicts of a family, in the order in which its claims stand in the notebook.
 
     Parameters
     ----------
+    family
+        Of `families.FAMILIES`.
     notebook
-        Script with the sentences and rules.
+        Script with the sentences and rules; the family's own by default.
+
+    Raises
+    ------
+    UserError
+        There is no such family.
     """
 
-    def __init__(self, notebook: Path = NOTEBOOK) -> None:
-        self.notebook = notebook
-        self.listed = read_claims(notebook)
+    def __init__(self, family: str, notebook: Path | None = None) -> None:
+        if family not in FAMILIES:
+            choices = ", ".join(FAMILIES)
+            raise UserError(f"family '{family}' of claims does not exist: choose from {choices}")
+        self.family = family
+        self.notebook = notebook or FAMILIES[family].script
+        self.listed = read_claims(self.notebook)
         self.claims: dict[str, Claim] = {}
         #: Of each claim that waits for `settle`: the verdict that its test would bear, and p.
         self.tests: dict[str, tuple[Verdict, float]] = {}
@@ -208,7 +218,6 @@ class Ledger:
         *,
         above: float = 0.0,
         below: float = WORTH,
-        source: Source = "this project",
         unit: str = "runs",
     ) -> None:
         """Enter a claim, and show it; a later judgement of its key takes the place of an earlier.
@@ -227,8 +236,6 @@ class Ledger:
             below ``below``; see `settle`.
         above, below
             Bounds of the effect: what it must exceed, and the least worth the name.
-        source
-            Whose numbers the estimate was made from.
         unit
             What the estimate is of.
 
@@ -249,12 +256,17 @@ class Ledger:
         text, rule = self.listed[key]
         (low, high), value, n = evidence.interval, evidence.value, evidence.n
         self.claims[key] = Claim(
-            key, text, rule, source, ruling, statistic, value, low, high, n, unit
+            key, text, rule, self.family, ruling, statistic, value, low, high, n, unit
         )
         display(self.claims[key], display_id=f"claim-{key}")
 
-    def settle(self) -> pd.DataFrame:
+    def settle(self, folder: Path | None = None) -> pd.DataFrame:
         """Decide the claims that were entered without a verdict, by Holm's procedure.
+
+        Parameters
+        ----------
+        folder
+            Where the table is written, if anywhere, for `read_ledgers`.
 
         Returns
         -------
@@ -278,12 +290,30 @@ class Ledger:
                 decided = ruling if p <= LEVEL else "undetermined"
                 self.claims[key] = self.claims[key]._replace(verdict=decided, p=float(p))
                 update_display(self.claims[key], display_id=f"claim-{key}")
-        return pd.DataFrame([self.claims[key] for key in self.listed], columns=Claim._fields)
+        table = pd.DataFrame([self.claims[key] for key in self.listed], columns=Claim._fields)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            table.to_csv(_file(folder, self.family), index=False)
+        return table
 
     def counts(self) -> dict[str, int]:
         """Number of claims of each verdict, 0 included, by its name with underscores."""
         verdicts = [claim.verdict for claim in self.claims.values()]
         return {name.replace(" ", "_"): verdicts.count(name) for name in get_args(Verdict)}
+
+
+def read_ledgers(folder: Path) -> dict[str, pd.DataFrame]:
+    """Tables of all families, as `Ledger.settle` wrote them; without rows where it has not."""
+    tables = {}
+    for family in FAMILIES:
+        path = _file(folder, family)
+        known = path.is_file()
+        tables[family] = pd.read_csv(path) if known else pd.DataFrame(columns=Claim._fields)
+    return tables
+
+
+def _file(folder: Path, family: str) -> Path:
+    return folder / f"claims_{family}.csv"
 
 
 def _test(evidence: Any, above: float, below: float) -> tuple[Verdict, float] | None:

@@ -76,6 +76,38 @@ class Draws(NamedTuple):
         return float((1 + (self.draws >= bound).sum()) / (1 + len(self.draws)))
 
 
+class Share(NamedTuple):
+    """How many of n have something, such as genes that gain; exact binomial.
+
+    Examples
+    --------
+    >>> Share(48, 50).interval[0] > 0.5
+    True
+    """
+
+    k: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share."""
+        return self.k / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the 95 % interval (Clopper and Pearson 1934)."""
+        low, high = stats.binomtest(self.k, self.n).proportion_ci(method="exact")
+        return float(low), float(high)
+
+    def p_above(self, bound: float) -> float:
+        """One-sided p of the hypothesis that the share is ``bound`` or less."""
+        return float(stats.binomtest(self.k, self.n, bound, "greater").pvalue)
+
+    def p_below(self, bound: float) -> float:
+        """One-sided p of the hypothesis that the share is ``bound`` or more."""
+        return float(stats.binomtest(self.k, self.n, bound, "less").pvalue)
+
+
 def combined(value: float, parts: Sequence[tuple[float, float]], n: int) -> Effect:
     """Effect whose variance is a sum of independent estimates (Satterthwaite 1946).
 

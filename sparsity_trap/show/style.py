@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from sparsity_trap.analysis.families import FAMILIES
 from sparsity_trap.settings import MARKS
 
 CATEGORY_COLOURS = {
@@ -162,12 +163,17 @@ def subplots(
 
 
 def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
-    """Write the kind of data into the figure where it is not measured; keep the numbers drawn."""
+    """Write the kind of data into the figure; keep the numbers drawn.
+
+    ``source`` is that of the sections, nothing being written where they were measured, or a family
+    of `families.FAMILIES`.
+    """
     figure.data = data
-    if source in MARKS:
+    others = {name: family.mark.upper() for name, family in FAMILIES.items() if family.mark}
+    if note := (others | MARKS).get(source):
         figure.text(
-            0.995, 0.002, MARKS[source], ha="right", va="bottom", fontsize=6.5, color="#A32020",
-            weight="bold", in_layout=False,
+            0.995, 0.002, note, ha="right", va="bottom", fontsize=6.5, weight="bold",
+            color="#A32020" if source in MARKS else "#1B6B4A", in_layout=False,
         )  # fmt: skip
         figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
     return figure

@@ -15,8 +15,9 @@ from statsmodels.stats.multitest import multipletests
 
 from sparsity_trap import runs as module_runs
 from sparsity_trap.analysis import controls, effects, mechanism, published
-from sparsity_trap.analysis.claims import Claim, Estimate, Least, Ledger, read_claims
+from sparsity_trap.analysis.claims import Claim, Estimate, Least, Ledger, read_claims, read_ledgers
 from sparsity_trap.analysis.effects import Effect
+from sparsity_trap.analysis.families import FAMILIES
 from sparsity_trap.data.genes import panel_table
 from sparsity_trap.presets import load_preset
 from sparsity_trap.settings import UserError
@@ -260,10 +261,10 @@ def test_collapsed_runs_are_counted(judge, dead, verdict):
 
 def test_no_evidence_leaves_this_projects_claims_open(judge):
     found = judge()
-    own = {key: claim for key, claim in found.items() if claim.source == "this project"}
-    assert set(own) == set(CASES) | {"collapse"}
-    assert list(found) == list(read_claims())
-    for claim in own.values():
+    assert set(found) == set(CASES) | {"collapse"}
+    assert list(found) == list(read_claims(FAMILIES["build"].script))
+    for claim in found.values():
+        assert claim.family == "build"
         assert claim.verdict == "undetermined" and np.isnan(claim.value) and claim.n == 0
         assert claim._repr_markdown_() == "**undetermined** · no evidence in this run"
 
@@ -274,28 +275,6 @@ def test_one_run_of_each_arm_decides_nothing(judge):
     found = judge("rescue", "most_genes", "rescued_genes", "sparser_genes", scores=scores)
     assert {claim.verdict for claim in found.values()} == {"undetermined"}
     assert found["rescue"].value == pytest.approx(0.2, abs=0.01)
-
-
-def test_published_claims_can_fail_and_hold(monkeypatch, judge):
-    keys = "published_most_genes", "published_p", "published_rho", "published_trap_at_2um"
-    printed = judge(*keys)
-    assert {key: claim.verdict for key, claim in printed.items()} == {
-        "published_most_genes": "supported",
-        "published_p": "not supported",
-        "published_rho": "undetermined",
-        "published_trap_at_2um": "not supported",
-    }
-    assert printed["published_rho"].ci_low < 0 < printed["published_rho"].value == 0.243
-    assert printed["published_trap_at_2um"].value == pytest.approx(0.347 - 0.356)
-    monkeypatch.setitem(published.SUMMARY, "rho", 0.5)
-    monkeypatch.setitem(published.SUMMARY, "n_wins", 10)
-    arms = published.ARMS.copy()
-    arms.loc[arms["arm"] == "D", "pcc_2um"] = 0.2
-    monkeypatch.setattr(published, "ARMS", arms)
-    found = judge(*keys)
-    assert found["published_p"].verdict == found["published_rho"].verdict == "supported"
-    assert found["published_most_genes"].verdict == "not supported"
-    assert found["published_trap_at_2um"].verdict == "supported"
 
 
 def test_statistics_are_those_of_the_evidence(judge):
@@ -318,7 +297,7 @@ def test_what_data_are_like_without_an_effect_is_rarely_called_one(monkeypatch):
     for _ in range(400):
         ledger = Ledger.__new__(Ledger)
         ledger.listed = {name: ("", "") for name in names}
-        empty = ("", "", "", "this project", "undetermined", "", 0.0, 0.0, 0.0, 1, "")
+        empty = ("", "", "", "build", "undetermined", "", 0.0, 0.0, 0.0, 1, "")
         ledger.claims = {name: Claim(*empty) for name in names}
         ledger.tests = {name: ("supported", draw.uniform()) for name in names}
         wrong += "supported" in set(ledger.settle()["verdict"])
@@ -329,10 +308,34 @@ def test_what_data_are_like_without_an_effect_is_rarely_called_one(monkeypatch):
 
 
 def test_sentences_and_rules_stand_in_the_notebook():
-    listed = read_claims()
-    assert set(listed) >= set(CASES)
-    assert all(text and rule.endswith(".") for text, rule in listed.values())
-    assert len({text for text, _ in listed.values()}) == len(listed)
+    assert set(read_claims(FAMILIES["build"].script)) >= set(CASES)
+    listed = [item for f in FAMILIES.values() for item in read_claims(f.script).items()]
+    assert all(text and rule.endswith(".") for _, (text, rule) in listed)
+    # Labels are the whole book's.
+    assert len({key for key, _ in listed}) == len({text for _, (text, _) in listed}) == len(listed)
+
+
+def test_families_are_written_and_read_apart(tmp_path):
+    folder = tmp_path / "tables"
+    assert {family: len(table) for family, table in read_ledgers(folder).items()} == dict.fromkeys(
+        FAMILIES, 0
+    )
+    weak = Effect(0.03, 0.0125, 30, 5)
+    for family, number in (("build", 1), ("printed", 3)):
+        names = [f"{family}{i}" for i in range(number)]
+        ledger = Ledger(family, script(tmp_path, *names))
+        for name in names:
+            ledger.judge(name, "mean", weak)
+        written = ledger.settle(folder)
+        read = read_ledgers(folder)[family]
+        assert read["key"].to_list() == names and set(read["family"]) == {family}
+        assert read["p"].to_list() == pytest.approx(written["p"].to_list())
+    # Each is corrected for its own number of tests.
+    read = read_ledgers(folder)
+    assert read["build"]["verdict"].to_list() == ["supported"]
+    assert set(read["printed"]["verdict"]) == {"undetermined"}
+    with pytest.raises(UserError, match="family 'rumours' of claims does not exist: choose from"):
+        Ledger("rumours")
 
 
 def script(tmp_path, *keys: str):
@@ -344,19 +347,17 @@ def script(tmp_path, *keys: str):
 
 
 def test_ledger_keeps_the_notebooks_order_and_knows_its_claims(tmp_path):
-    ledger = Ledger(script(tmp_path, "one", "two"))
+    ledger = Ledger("build", script(tmp_path, "one", "two"))
     with pytest.raises(UserError, match="claim 'three' is not in claims.py: choose from one, two"):
         ledger.judge("three", "share", Estimate())
     ledger.judge("two", "mean", Effect(-0.1, 0.01, 9, 5))
     with pytest.raises(UserError, match="without a verdict in claims.py: one"):
         ledger.settle()
-    ledger.judge("one", "share", Estimate(0.3), "supported", source="published")
+    ledger.judge("one", "share", Estimate(0.3), "supported")
     table = ledger.settle()
     assert list(table.columns) == list(Claim._fields)
     assert table["key"].tolist() == ["one", "two"]
-    assert table.loc[0, ["text", "rule", "source"]].tolist() == [
-        "It is one.", "If so.", "published",
-    ]  # fmt: skip
+    assert table.loc[0, ["text", "rule", "family"]].tolist() == ["It is one.", "If so.", "build"]
     two = ledger.claims["two"]._repr_markdown_()
     assert two == "**not supported** · mean: −0.1 (−0.123 to −0.0774), 5 runs, p = 3.8e-07"
     assert ledger.counts() == {"supported": 1, "not_supported": 1, "undetermined": 0}
@@ -367,7 +368,7 @@ def test_ledger_keeps_the_notebooks_order_and_knows_its_claims(tmp_path):
 def test_tests_are_corrected_together(tmp_path):
     """A test that would pass alone fails beside others that are as weak."""
     names = [f"c{i}" for i in range(5)]
-    ledger = Ledger(script(tmp_path, *names))
+    ledger = Ledger("build", script(tmp_path, *names))
     weak, strong = Effect(0.03, 0.0125, 30, 5), Effect(0.2, 0.0125, 30, 5)
     for name in names:
         ledger.judge(name, "mean", strong if name == "c0" else weak)
@@ -390,7 +391,7 @@ def test_tests_are_corrected_together(tmp_path):
     ],
 )
 def test_an_effect_is_above_zero_and_worth_the_name(tmp_path, value, se, verdict):
-    ledger = Ledger(script(tmp_path, "one"))
+    ledger = Ledger("build", script(tmp_path, "one"))
     ledger.judge("one", "mean", Effect(value, se, 30, 5))
     assert ledger.settle()["verdict"].item() == verdict
 

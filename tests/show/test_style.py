@@ -38,6 +38,20 @@ def test_what_is_made_later_has_the_style():
     assert figure.colorbar(axis.scatter([0], [0], c=[0])).ax.yaxis.label.get_fontsize() == 8.5
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("simulated", ["SIMULATED DATA"]),
+        ("printed", ["PRINTED NUMBERS, REAL TISSUE"]),
+        ("spaceranger", []),
+        ("build", []),
+    ],
+)
+def test_a_figure_says_what_its_data_are(source, said):
+    figure = style.mark(style.subplots(figsize=(2, 2))[0], source)
+    assert [text.get_text() for text in figure.texts] == said
+
+
 @pytest.mark.parametrize("tissue", [True, False])
 def test_figures_of_tissue_are_jpegs_and_others_pngs_with_a_white_ground(tissue):
     figure = style.Exhibit(figsize=(3, 2))

@@ -25,7 +25,7 @@ from spaceranger import paint, turned_grid, write_outs
 
 from sparsity_trap import runs as results
 from sparsity_trap import settings as config
-from sparsity_trap.analysis import claims, mechanism
+from sparsity_trap.analysis import mechanism
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.presets import load_preset
@@ -272,7 +272,7 @@ def panel(folder: Path, number: int) -> dict[str, float]:
     pictures = [page["figure"]._repr_jpeg_() for page in pages]
     peaks["pages"] = peak_mb()
     ledger = run_cells("10_claims", dict(chosen))["ledger"]
-    assert list(ledger.table()["key"]) == list(claims.read_claims())
+    assert list(ledger.claims) == list(ledger.listed)
     peaks["claims"] = peak_mb()
     page = run_cells("07_factorial", dict(chosen))
     assert page["shares_of_genes"].groupby("panel")["share"].sum().round(6).eq(1).all()

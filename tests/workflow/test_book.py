@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -122,6 +123,20 @@ def test_banner_and_footer_name_the_source(tmp_path, monkeypatch, source, banner
     assert banner in config.html_theme_options["announcement"]
     footer = config.html_theme_options["extra_footer"]
     assert "commit 0123456789ab" in footer and "2 &lt;x&gt;" in footer
+
+
+def test_pages_of_other_evidence_have_a_banner_of_their_own(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    from sparsity_trap_book import mark_evidence
+
+    app = SimpleNamespace(config=SimpleNamespace(sparsity_trap_executed="book/executed"))
+    found = {}
+    for page in ("book/executed/11_record", "book/executed/04_sparsity", "book/11_record"):
+        context = {"theme_announcement": "Simulated sections"}
+        mark_evidence(app, page, "page.html", context, None)
+        found[page] = context["theme_announcement"]
+    assert "Printed numbers, real tissue" in found.pop("book/executed/11_record")
+    assert set(found.values()) == {"Simulated sections"}
 
 
 def test_end_of_build_puts_viewers_beside_the_pages_and_drops_unused_icons(tmp_path, monkeypatch):
@@ -267,6 +282,16 @@ def test_chapters_take_published_numbers_from_one_file():
     # Written out, a published value would miss a correction of that file.
     printed = {f"{v:.3f}" for v in published.SUMMARY.values() if isinstance(v, float)}
     assert not [value for value in printed if value in text]
+
+
+def test_every_reference_is_cited_and_can_be_found():
+    references = parse_file(BOOK / "references.bib").entries  # a key twice is an error
+    pages = [*BOOK.glob("*.md"), *(ROOT / "notebooks").glob("*.py")]
+    roles = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", "".join(map(Path.read_text, pages)))
+    assert {key.strip() for keys in roles for key in keys.split(",")} == set(references)
+    for key, entry in references.items():
+        assert entry.persons["author"] and {"title", "year"} <= set(entry.fields), key
+        assert "doi" in entry.fields or "url" in entry.fields, key
 
 
 def test_no_script_lies_where_every_page_would_load_it():

@@ -74,7 +74,7 @@ for line in sys.stdin:
 
 def copy_of_the_program(folder: Path) -> Path:
     """What the steps need of the checkout, and the tiny preset."""
-    for name in ("sparsity_trap", "workflow", "notebooks", "presets", "book"):
+    for name in ("sparsity_trap", "workflow", "notebooks", "presets", "published", "book"):
         # With the compiled kernels in __pycache__: compiling them takes each copy half a minute.
         ignored = shutil.ignore_patterns("executed")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)

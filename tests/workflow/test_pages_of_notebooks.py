@@ -76,6 +76,15 @@ def test_page_says_how_it_was_made(notebook, tmp_path):
     assert "of training`" not in made and "machine of training" not in made
 
 
+def test_page_of_other_evidence_names_it_and_no_sections(notebook, tmp_path):
+    notebook.metadata.papermill["input_path"] = "/tmp/x/11_record.ipynb"
+    notebook.metadata.papermill["parameters"] = {"preset": "smoke"}
+    made = pages.as_page(notebook, "11_record", load_preset("smoke"), NUMBERS, tmp_path)
+    made = made.cells[-1].source
+    assert "printed by others about real tissue" in made and "| 12 s |" in made
+    assert "imulated" not in made and "SHA-256" not in made and "seed" not in made
+
+
 def test_numbers_behind_a_figure_are_a_file(notebook, tmp_path):
     page = pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)
     written = tmp_path / "tables" / "figures" / "02_train_E-gain.csv"

@@ -22,7 +22,7 @@ def ledger(*claims: tuple[str, float]) -> pd.DataFrame:
         {
             "key": [f"c{i}" for i in range(len(claims))],
             "text": [f"Claim {i}." for i in range(len(claims))],
-            "source": "this project",
+            "family": "build",
             "verdict": [verdict for verdict, _ in claims],
             "value": [value for _, value in claims],
             "ci_low": [value - 0.1 for _, value in claims],
