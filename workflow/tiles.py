@@ -214,6 +214,8 @@ def map_table(tiles: real.Tiles) -> pd.DataFrame:
     columns = {
         "map": np.arange(len(counts)),
         "tile": tiles.ids[tiles.tile],
+        "row": tiles.place[tiles.tile, 0],
+        "column": tiles.place[tiles.tile, 1],
         "strip": tiles.strip[tiles.tile],
         "gene": np.array(tiles.genes)[tiles.gene],
         "sparsity": 1 - (counts > 0).sum((1, 2)) / bins,
@@ -283,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--decoders", nargs="+", choices=PLANS, default=list(PLANS),
-                        help="only some, and write nothing; default: all")  # fmt: skip
+                        help="only these are trained and written; default: all")  # fmt: skip
     given = parser.parse_args(arguments)
     tiles = real.read_tiles(given.folder)
     data, whole = digest(given.folder)
@@ -297,8 +299,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rates = chosen_rates(search, found, tiles.strip[tiles.tile])
         test = tested(plans, rates)
         found_test = run(test, kept, pool, "training")
-    if set(plans) != set(PLANS):
-        return
     results = [*found, *found_test]
     about = {
         "commit": ", ".join(sorted({result["commit"] for result in results})),
