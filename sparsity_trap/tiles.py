@@ -264,7 +264,7 @@ class Fit:
 
     def settings(self) -> Training:
         """How it is optimised."""
-        return Training(epochs=self.epochs, batch_size=4, lr=self.lr)
+        return Training(epochs=self.epochs, batch_size=2, lr=self.lr)
 
 
 class Trained(NamedTuple):

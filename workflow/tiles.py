@@ -49,14 +49,19 @@ class Plan(NamedTuple):
     epochs: int
 
 
+DEEP = Plan(("mse", "mse-per-mean", "poisson"), (2e-3, 6e-3, 1.8e-2), range(3), 30)
 PLANS = {
-    "linear": Plan(tuple(real.LOSSES), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), range(5), 30),
-    "hist2st": Plan(("mse", "mse-per-mean", "poisson"), (1e-3, 3e-3, 1e-2), range(3), 20),
-    "img2st": Plan(("mse", "mse-per-mean", "poisson"), (1e-3, 3e-3, 1e-2), range(3), 20),
+    "linear": Plan(tuple(real.LOSSES), (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), range(5), 30),
+    "img2st": DEEP,
+    "hist2st": DEEP,
 }
 
-#: Losses of the linear decoder whose predictions are spoilt for controls.
-SPOILT = ("mse", "poisson")
+#: Decoder and loss whose predictions are spoilt for controls, and those that are kept.
+SPOILT = ("linear", "poisson")
+CONTROLS = (
+    "zeros", "training mean", "patch mean", "blurred 8 µm", "blurred 32 µm", "scaled by 2",
+    "offset", "offset off tissue", "shuffled",
+)  # fmt: skip
 
 
 def searched(plans: dict[str, Plan]) -> list[real.Fit]:
@@ -123,7 +128,7 @@ def fitted(tiles: real.Tiles, views: real.Views, fit: real.Fit) -> dict:
     held_out = np.flatnonzero(fit.test(tiles))
     rates = trained.rates(views, held_out)
     maps = {"model": rates}
-    if fit.decoder == "linear" and fit.loss in SPOILT and len(fit.held_out) == 1:
+    if (fit.decoder, fit.loss) == SPOILT and len(fit.held_out) == 1:
         maps |= spoilt(tiles, held_out, rates, trained.gene_rate)
     scores = pd.concat(
         score(tiles, held_out, each, trained.gene_rate).assign(control=name)
@@ -147,7 +152,8 @@ def spoilt(
     which, where, gene = _places(tiles, chosen)
     counts[where, gene] = tiles.counts[which]
     section = SimpleNamespace(counts=counts, mask=tiles.mask[chosen], truth=None)
-    return controls.all_controls(section, rates, mean)
+    every = controls.all_controls(section, rates, mean)
+    return {name: every[name] for name in CONTROLS}
 
 
 def score(
@@ -246,17 +252,15 @@ def printed(tiles: real.Tiles) -> pd.DataFrame:
 
 
 def gathered(fits: Sequence[real.Fit], found: Sequence[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of the models, one row per run and map, and of controls, means over seeds."""
-    models, others = [], []
-    for fit, result in zip(fits, found, strict=True):
-        about = {"decoder": fit.decoder, "loss": fit.loss}
-        models.append(table(result).assign(**about, seed=fit.seed))
-        scores = pd.DataFrame(result["scores"])
-        others.append(scores[scores["control"] != "model"].assign(**about))
-    keys = ["decoder", "loss", "seed", "map"]
-    table_of_models = pd.concat(models).set_index(keys).sort_index().reset_index()
-    keys = ["control", "decoder", "loss", "map"]
-    return table_of_models, pd.concat(others).groupby(keys).mean().reset_index()
+    """Scores of the models and of the controls, a row per run and map."""
+    keys = ["decoder", "loss", "seed", "control", "map"]
+    rows = [
+        pd.DataFrame(result["scores"]).assign(decoder=fit.decoder, loss=fit.loss, seed=fit.seed)
+        for fit, result in zip(fits, found, strict=True)
+    ]
+    scores = pd.concat(rows).set_index(keys).sort_index().reset_index()
+    model = scores["control"] == "model"
+    return scores[model].drop(columns="control"), scores[~model]
 
 
 def write(
@@ -268,13 +272,13 @@ def write(
     files = {
         "maps": map_table(tiles),
         "scores": models,
-        "controls": pd.concat([others, printed(tiles)]).fillna({"decoder": "", "loss": ""}),
+        "controls": pd.concat([others, printed(tiles)]),
         "rates": rates,
     }
     with building(RESULTS) as folder:
         folder.mkdir()
         for name, frame in files.items():
-            frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
+            frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.4g")
         text = json.dumps(about, indent=1)
         (folder / "provenance.json").write_text(text + "\n")
 

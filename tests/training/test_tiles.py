@@ -263,6 +263,45 @@ def test_a_rate_is_chosen_without_the_strip_that_it_is_tested_on(script):
     assert all(fit.lr == best[fit.held_out[0]] for fit in tested)
 
 
+@pytest.mark.slow
+def test_finished_fits_are_kept_and_results_written(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "real_tiles")
+    losses = ("mse", "poisson")
+    plan = script.Plan(losses, (1e-3, 4e-3), (0, 1), 1)
+    monkeypatch.setattr(script, "PLANS", {"linear": plan})
+    tiles = planted(10)
+    arrays = {"tile_id": tiles.ids, "he": tiles.he, "mask": tiles.mask, "patch_rc": tiles.place}
+    arrays |= {"pair_tile": tiles.tile, "pair_gene": np.array(tiles.genes)[tiles.gene]}
+    arrays |= {"pair_counts": tiles.counts}
+    arrays |= {f"pair_pred_{m}": tiles.counts.astype(np.float16) for m in ("mse", "poisson")}
+    np.savez(tmp_path / real.FILE, **arrays)
+
+    script.main([str(tmp_path), "--cores", "1"])
+    kept = sorted((tmp_path / "kept").rglob("*.json"))
+    # Losses and rates on five pairs of strips; losses and seeds on five strips.
+    assert len(kept) == 2 * 2 * 5 + 2 * 2 * 5
+    made = json.loads((tmp_path / "real_tiles" / "provenance.json").read_text())
+    assert made["fits"] == len(kept)
+    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "real_tiles").glob("*.csv")}
+    assert set(tables) == {"maps", "scores", "controls", "rates"}
+    assert len(tables["maps"]) == len(tiles.tile)
+    runs = tables["scores"].groupby(["loss", "seed"])["map"]
+    assert runs.size().to_list() == [runs.nunique().iloc[0]] * 4
+    others = tables["controls"].groupby("control").size()
+    assert set(others.index) == {*script.CONTROLS, "published mse", "published poisson"}
+    published = tables["controls"].query("control == 'published mse'")
+    np.testing.assert_allclose(published[["pcc_2um", "ssim_2um"]], 1)  # planted: the counts
+
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    kept[0].unlink()
+    script.main([str(tmp_path), "--cores", "1"])
+    changed = [path for path in kept if path.stat().st_mtime_ns != before[path]]
+    assert changed == [kept[0]]
+    again = pd.read_csv(tmp_path / "real_tiles" / "scores.csv")
+    pd.testing.assert_frame_equal(again, tables["scores"])
+
+
 def test_missing_tiles_are_named(tmp_path):
     with pytest.raises(UserError, match=rf"{real.FILE} is missing: .*make download TILES=1"):
         real.read_tiles(tmp_path)
