@@ -107,8 +107,8 @@ figure, axes = style.subplots(
 )
 for axis, decoder in zip(axes[0], order, strict=True):
     for loss, own in curves[curves["decoder"] == decoder].groupby("loss"):
-        axis.plot(own["lr"], own["pcc_8um"], "o-", ms=3, lw=1, color=shades[loss], label=tables.TITLES.get(loss, loss))  # fmt: skip
-    axis.set(title=decoder, xscale="log", xlabel="learning rate")
+        axis.plot(own["lr"], own["pcc_8um"], "o-", ms=3, lw=1, color=shades[loss], label=tables.TITLES[loss])  # fmt: skip
+    axis.set(title=tables.TITLES[decoder], xscale="log", xlabel="learning rate")
 axes[0, 0].set_ylabel("PCC at 8 µm")
 axes[0, 0].legend(fontsize=6.5)
 style.mark(figure, "real", curves)
@@ -215,14 +215,14 @@ for over in ("mse", "mse-per-mean"):
         left.plot(dots, np.full(len(dots), y), "o", ms=3, color="#B5B5B5")
         left.plot(own.interval, (y, y), color=style.POISSON_COLOUR, lw=1.4)
         left.plot(own.value, y, "o", ms=6, color=style.POISSON_COLOUR)
-        labels.append(f"{decoder}, over {tables.TITLES.get(over, over)}")
+        labels.append(f"{tables.TITLES[decoder]}, over {tables.TITLES[over]}")
         y += 1
 left.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
 left.set_yticks(range(y), labels)
 left.invert_yaxis()
 left.set_xlabel("gain in PCC at 8 µm")
 linear = pairs.loc["linear"].reset_index()
-right.plot([-0.1, 0.8], [-0.1, 0.8], color="#9A9A9A", lw=0.8, zorder=0)
+right.axline((0, 0), slope=1, color="#9A9A9A", lw=0.8, zorder=0)
 right.scatter(linear["mse"], linear["poisson"], s=14, color=style.POISSON_COLOUR, ec="w", lw=0.4)
 right.set(xlabel="PCC at 8 µm, MSE", ylabel="PCC at 8 µm, Poisson", aspect="equal")
 style.mark(figure, "real", linear[["tile", "strip", "mse", "poisson"]])
