@@ -204,10 +204,14 @@ def run(fits: Sequence[real.Fit], kept: Path, pool: ProcessPoolExecutor, label: 
     return [json.loads((kept / f"{fit.name}.json").read_text()) for fit in fits]
 
 
-def digest(folder: Path) -> tuple[str, str]:
-    """SHA-256 of the tiles' file, and of it and the code that fits depend on."""
-    data = hashlib.sha256((folder / real.FILE).read_bytes()).hexdigest()
-    return data, hashlib.sha256((data + code_digest(*CODE)).encode()).hexdigest()
+def digests(tiles: real.Tiles) -> tuple[str, str]:
+    """SHA-256 of what is trained on, and of it and the code that fits depend on."""
+    data = hashlib.sha256(" ".join([*tiles.ids, *tiles.genes]).encode())
+    for array in (tiles.he, tiles.mask, tiles.place, tiles.tile, tiles.gene, tiles.counts):
+        data.update(np.ascontiguousarray(array))
+    whole = data.copy()
+    whole.update(code_digest(*CODE).encode())
+    return data.hexdigest(), whole.hexdigest()
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -293,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         help="only these are trained and written; default: all")  # fmt: skip
     given = parser.parse_args(arguments)
     tiles = real.read_tiles(given.folder)
-    data, whole = digest(given.folder)
+    data, whole = digests(tiles)
     kept = KEPT / whole[:16]
     plans = {name: PLANS[name] for name in given.decoders}
     workers = multiprocessing.get_context("spawn")
