@@ -256,7 +256,8 @@ class Fit:
     def name(self) -> str:
         """Of a file."""
         strips = "".join(map(str, self.held_out))
-        return f"{self.decoder}-{self.loss}-lr{self.lr:g}-s{self.seed}-without{strips}"
+        how = f"lr{self.lr:g}-x{self.epochs}-s{self.seed}"
+        return f"{self.decoder}-{self.loss}-{how}-without{strips}"
 
     def test(self, tiles: Tiles) -> np.ndarray:
         """Tiles that are held out, bool [N]."""
