@@ -106,7 +106,7 @@ serve: $(STAMP)  ## serve the built book on this machine: http://127.0.0.1:8000/
 watch: $(STAMP)  ## build the book, and again whenever a chapter, a notebook, a preset or the module changes
 	@$(BIN)/watchfiles --verbosity warning --sigint-timeout 86400 --sigkill-timeout 86400 \
 		--ignore-paths book/executed,book/.executed \
-		"$(MAKE) --no-print-directory book" book notebooks presets sparsity_trap _config.yml _toc.yml
+		"$(MAKE) --no-print-directory book" book notebooks presets published sparsity_trap _config.yml _toc.yml
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
 	@$(BIN)/python workflow/doctor.py --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \

@@ -115,7 +115,7 @@ def make(folder: Path, *arguments: str, **options) -> subprocess.Popen:
 
 
 def test_changes_are_built_but_not_what_builds_and_editors_leave(tmp_path):
-    for name in ("book/executed", "notebooks", "presets", "sparsity_trap/__pycache__"):
+    for name in ("book/executed", "notebooks", "presets", "published", "sparsity_trap/__pycache__"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml", "book/a.md"):
         (tmp_path / name).write_text("")
