@@ -57,6 +57,9 @@ PLANS = {
     "hist2st": Plan(DEEP, (1.5e-3, 4e-3, 1e-2), range(3), 60),
 }
 
+#: Settings of `Training` that `tiles.train` uses beside epochs and rate.
+USED = {"batch_size", "weight_decay", "warmup_epochs", "clip"}
+
 #: Decoder and loss whose predictions are spoilt for controls, and those that are kept.
 SPOILT = ("linear", "poisson")
 CONTROLS = (
@@ -314,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "tiles": data,
         "plans": {n: {k: list(v) if k != "epochs" else v for k, v in p._asdict().items()}
                   for n, p in plans.items()},
-        "settings": test[0].settings().model_dump(exclude={"epochs", "lr"}, mode="json"),
+        "settings": test[0].settings().model_dump(include=USED),
         "sizes": real.SIZES,
         "fits": len(results),
         "seconds": round(sum(result["seconds"] for result in results)),
