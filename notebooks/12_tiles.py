@@ -84,6 +84,8 @@ for _, tile in places.iterrows():
     axis.text(tile["column"], tile["row"], tile["maps"], ha="center", va="center", fontsize=6.5, color="w")  # fmt: skip
 axis.invert_yaxis()
 axis.set(xlabel="column, tiles of 256 µm", ylabel="row", aspect="equal")
+axis.set_xticks(range(0, places["column"].max() + 1, 5))
+axis.set_yticks(range(5, places["row"].max() + 1, 5))
 style.mark(figure, "real", places)
 
 # %% [markdown]
@@ -109,6 +111,8 @@ for axis, decoder in zip(axes[0], order, strict=True):
     for loss, own in curves[curves["decoder"] == decoder].groupby("loss"):
         axis.plot(own["lr"], own["pcc_8um"], "o-", ms=3, lw=1, color=shades[loss], label=tables.TITLES[loss])  # fmt: skip
     axis.set(title=tables.TITLES[decoder], xscale="log", xlabel="learning rate")
+    axis.set_xticks(own["lr"], [f"{lr:g}" for lr in own["lr"]], fontsize=6.5)
+    axis.set_xticks([], minor=True)
 axes[0, 0].set_ylabel("PCC at 8 µm")
 axes[0, 0].legend(fontsize=6.5)
 style.mark(figure, "real", curves)
