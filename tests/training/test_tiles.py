@@ -21,14 +21,14 @@ from sparsity_trap.metrics import ssim
 from sparsity_trap.scores import GeneScores
 from sparsity_trap.settings import UserError
 
-#: Where the real tiles are looked for.
-FOLDERS = [
-    *filter(None, [os.environ.get("SPARSITY_TRAP_TILES")]),
-    ROOT / "data" / "p5_crc_2um_tiles",
-    ROOT.parent / "shared" / "data" / "p5_crc_2um_tiles",
-]
-FOLDER = next((Path(f) for f in FOLDERS if (Path(f) / real.FILE).is_file()), None)
-with_tiles = pytest.mark.skipif(FOLDER is None, reason=f"no {real.FILE} in {FOLDERS}")
+
+@pytest.fixture(scope="module")
+def folder(request) -> Path:
+    """Folder of the real tiles: where `make tiles` looks for them."""
+    named = Path(os.environ.get("SPARSITY_TRAP_TILES", ROOT / "data" / "p5_crc_2um_tiles"))
+    if (named / real.FILE).is_file():
+        return named
+    return request.getfixturevalue("shared_data") / "p5_crc_2um_tiles"
 
 
 def planted(tiles: int = 6, genes: int = 3, seed: int = 0) -> real.Tiles:
@@ -87,10 +87,9 @@ def test_no_tile_is_trained_on_that_touches_a_held_out_one():
         assert apart.min() == 2  # which also says that no more than neighbours are left out
 
 
-@with_tiles
-def test_real_tiles_that_are_trained_on_lie_apart_from_those_held_out():
-    tiles = real.read_tiles(FOLDER)
-    with np.load(FOLDER / real.FILE) as arrays:
+def test_real_tiles_that_are_trained_on_lie_apart_from_those_held_out(folder):
+    tiles = real.read_tiles(folder)
+    with np.load(folder / real.FILE) as arrays:
         if "array_row8" not in arrays:
             pytest.skip("these tiles come without rows and columns of their bins")
         sides = [np.sort(arrays[f"array_{axis}8"], axis=1) for axis in ("row", "col")]
@@ -307,11 +306,10 @@ def test_missing_tiles_are_named(tmp_path):
         real.read_tiles(tmp_path)
 
 
-@with_tiles
-def test_a_part_computed_again_equals_the_committed_results(script):
+def test_a_part_computed_again_equals_the_committed_results(script, folder):
     if not (script.RESULTS / "provenance.json").is_file():
         pytest.skip("no results/real_tiles: run make tiles")
-    tiles = real.read_tiles(FOLDER)
+    tiles = real.read_tiles(folder)
     made = json.loads((script.RESULTS / "provenance.json").read_text())
     assert made["tiles"] == script.digests(tiles)[0]
     rates, scores = (pd.read_csv(script.RESULTS / f"{name}.csv") for name in ("rates", "scores"))
