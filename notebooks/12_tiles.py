@@ -91,7 +91,7 @@ style.mark(figure, "real", places)
 # %% [markdown]
 # ## Each loss at its own best rate
 #
-# For each strip that is tested, decoder and loss take the learning rate with the best PCC at 8 µm on two other strips, each held out together with the tested one. So a tested strip takes no part in the choice of its rate. The grids, the epochs and the batch of two tiles were set by hand, with scores of two such pairs of strips under squared error and Poisson in view.
+# For each strip that is tested, decoder and loss take the learning rate with the best PCC at 8 µm on two other strips, each held out together with the tested one. So a tested strip takes no part in the choice of its rate. The epochs and the batch of two tiles were set by hand, with scores of two such pairs of strips under squared error and Poisson in view; the grid of Img2ST was moved down once, when every loss was best at its lower end.
 
 # %%
 order = [d for d in ("linear", "img2st", "hist2st") if d in set(rates["decoder"])]

@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 DEEP = ("mse", "mse-per-mean", "poisson")
 PLANS = {
     "linear": Plan(tuple(real.LOSSES), (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), range(5), 30),
-    "img2st": Plan(DEEP, (3e-3, 8e-3, 2e-2), range(3), 30),
+    "img2st": Plan(DEEP, (1e-3, 3e-3, 8e-3), range(3), 30),
     "hist2st": Plan(DEEP, (1.5e-3, 4e-3, 1e-2), range(3), 60),
 }
 
