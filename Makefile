@@ -9,6 +9,8 @@ PYTHON ?= python3.11
 # Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
 LABELS ?= $(or $(SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
+# Real tiles that `make tiles` trains on.
+TILES ?= $(or $(SPARSITY_TRAP_TILES),$(firstword $(wildcard data/p5_crc_2um_tiles ../shared/data/p5_crc_2um_tiles) data/p5_crc_2um_tiles))
 # Public sections that `make download` fetches, such as PATIENTS="P5"; all three by default.
 PATIENTS ?=
 # Where `make serve` listens, on this machine only; 0 takes a free port.
@@ -29,6 +31,7 @@ TORCH = $(shell grep '^torch==' requirements.lock.txt)
 LAB_STAMP := $(VENV)/.installed-lab
 
 export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
+export SPARSITY_TRAP_TILES := $(abspath $(TILES))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 
 # Snakemake's own lock outlives a killed run; alone.py's ends with it.
@@ -39,7 +42,7 @@ OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS
 	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan edit lab notebooks serve watch doctor download bench bench-train stability test linkcheck lint clean
+.PHONY: help env book results plan edit lab notebooks serve watch doctor download tiles bench bench-train stability test linkcheck lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|study|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
@@ -109,8 +112,13 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 	@$(BIN)/python workflow/doctor.py --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
 		$(if $(COHORT),--cohort '$(COHORT)')
 
-download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS, to data/sections
-	@$(BIN)/python workflow/download.py $(PATIENTS)
+download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS; with TILES=1 the real tiles
+	@$(BIN)/python workflow/download.py $(if $(filter 1,$(TILES)),--tiles data/p5_crc_2um_tiles,$(PATIENTS))
+
+tiles: $(STAMP)  ## train on the real tiles in TILES, about an hour on 2 cores; writes results/real_tiles
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 \
+		MALLOC_MMAP_THRESHOLD_=4000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+		$(BIN)/python workflow/tiles.py '$(TILES)' --cores $(CORES)
 
 bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-image; writes results/bench
 	@$(BIN)/python -m benchmarks.ingest
@@ -139,5 +147,5 @@ lint: $(STAMP)  ## check style, types and which folder imports which
 # is somebody's own.
 clean:  ## remove results, the built book and the environment
 	rm -rf $(foreach name,$(basename $(notdir $(wildcard presets/*.yaml))),results/$(name) results/$(name)-*) \
-		_build book/executed book/.executed.* .snakemake $(VENV) $(wildcard */__pycache__ */*/__pycache__) \
+		results/tiles _build book/executed book/.executed.* .snakemake $(VENV) $(wildcard */__pycache__ */*/__pycache__) \
 		.pytest_cache .hypothesis .ruff_cache .mypy_cache *.egg-info

@@ -459,11 +459,20 @@ tables.show(claims[COLUMNS])
 # %% [markdown]
 # On this run {val}`claims.supported` claims are supported, {val}`claims.not_supported` are not, and {val}`claims.undetermined` are undetermined, because the evidence leaves both open or the preset does not train the arms (also as {download}`CSV <tables/claims_build.csv>`).
 #
+# (claims-real)=
+# ## Judged on real counts
+#
+# Decoders trained on real tiles of one patient, judged on [a page of its own](12_tiles.ipynb) and corrected for its own number of tests ({download}`CSV <tables/claims_real.csv>`).
+
+# %%
+judged = read_ledgers(folder)
+tables.show(judged["real"][COLUMNS])
+
+# %% [markdown]
 # (claims-printed)=
 # ## Judged on printed numbers
 #
 # What others have printed about real tissue, judged on [a page of its own](11_record.ipynb) and corrected for its own number of tests ({download}`CSV <tables/claims_printed.csv>`). *n* is of genes, arms or tasks there, of one run each.
 
 # %%
-judged = read_ledgers(folder)
 tables.show(judged["printed"][COLUMNS])

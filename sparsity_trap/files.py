@@ -134,7 +134,7 @@ def code_digest(*patterns: str) -> str:
 def commit() -> str:
     """Short commit of the checkout, with ``-dirty`` when files were changed; "unknown" outside git.
 
-    New measurements among the benchmarks' results change nothing.
+    New measurements among the results that are committed change nothing.
     """
 
     def git(*arguments: str) -> str:
@@ -142,7 +142,7 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "-uno", "--", ".", ":(exclude)results/bench")
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":(exclude)results")
         return git("describe", "--always", "--abbrev=10") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

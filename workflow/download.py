@@ -1,4 +1,4 @@
-"""Download the public colorectal sections: python workflow/download.py [P1 P2 P5]
+"""Download the public colorectal sections: python workflow/download.py [P1 P2 P5] [--tiles]
 
 Per patient, the full-resolution H&E (11 to 14 GB) and, out of an archive of about 16 GB, the 2 µm
 matrix and its ``spatial`` folder. curl fetches: what broke off goes on where it stopped, in this
@@ -6,16 +6,20 @@ call or in a later one. tar unpacks; the archive is deleted afterwards.
 
 SHA-256 checksums are recorded in ``download.json`` beside the ``outs`` folder when a file is first
 complete (10x Genomics publishes none), and compared by every later call.
+
+``--tiles`` fetches, instead of sections, the 19 figures of real tiles (16 MB) and decodes them.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +33,18 @@ BASE = "https://cf.10xgenomics.com/samples/spatial-exp/3.0.0"
 #: P2 follow the same pattern and were not tried. The data set without a suffix is P2 again.
 DATA_SETS = {p: f"Visium_HD_Human_Colon_Cancer_{p}" for p in ("P1", "P2", "P5")}
 CONFIRMED = ("P5",)
+
+#: Figures of real tiles, and the genes that they are of.
+FIGURES = (
+    "https://raw.githubusercontent.com/vanbelkummax/sparsity-trap-publication/"
+    "e945c68aa040be0fa91d486702673b0dc31974b2/figures/tiles"
+)
+FIGURE_GENES = (
+    "CD24", "CEACAM5", "CEACAM6", "EPCAM", "FCGBP", "HSPA8", "JCHAIN", "KRT8", "LGALS3", "MT-ND5",
+    "MUC12", "OLFM4", "PHGR1", "PYGB", "S100A10", "SYNGR2", "TMSB10", "TSPAN8", "VIM",
+)  # fmt: skip
+#: Where the tiles lie in the section.
+PLACES = ROOT / "published" / "tile_places.csv"
 
 IMAGE, ARCHIVE = "tissue_image.btf", "binned_outputs.tar.gz"
 SQUARE = "binned_outputs/square_002um"
@@ -104,6 +120,50 @@ def download(patient: str, to: Path, base: str = BASE) -> Path:
     return outs
 
 
+def download_tiles(to: Path, base: str = FIGURES) -> Path:
+    """Download the figures of real tiles, and decode them.
+
+    Parameters
+    ----------
+    to
+        Folder of the file that `sparsity_trap.tiles.read_tiles` reads.
+    base
+        Folder of the figures on a server.
+
+    Raises
+    ------
+    UserError
+        No curl, no space, no such file on the server, or another figure than expected.
+    """
+    import figure_tiles  # here, so that who wants sections does without matplotlib and torch
+    import numpy as np
+
+    from sparsity_trap.tiles import FILE
+
+    with PLACES.open() as file:
+        places = {
+            row["tile"]: (int(row["row"]), int(row["column"])) for row in csv.DictReader(file)
+        }
+    to.mkdir(parents=True, exist_ok=True)
+    found = []
+    with tempfile.TemporaryDirectory(dir=to) as folder:
+        for gene in FIGURE_GENES:
+            url = f"{base.rstrip('/')}/{gene}_tile_comparison.pdf"
+            path = Path(folder, f"{gene}.pdf")
+            _fetch(url, path, "")
+            try:
+                found += figure_tiles.tiles(gene, path.read_bytes())
+            except ValueError as error:
+                raise UserError(
+                    f"{url} is not the figure that it was ({error}): fetch the tiles from the "
+                    "repository's state of commit e945c68"
+                ) from error
+    arrays = figure_tiles.arrays(found, places)
+    with building(to / FILE) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return to / FILE
+
+
 def _compare(outs: Path, known: dict[str, str]) -> None:
     for name, digest in known.items():
         if (outs / name).is_file() and _sha256(outs / name) != digest:
@@ -170,8 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("patients", nargs="*", metavar="PATIENT", help="default: P1 P2 P5")
     parser.add_argument("--to", type=Path, default=ROOT / "data" / "sections", metavar="FOLDER")
     parser.add_argument("--base", default=BASE, metavar="URL", help="a mirror of 10x's folder")
+    parser.add_argument("--tiles", type=Path, metavar="FOLDER", help="fetch the real tiles instead")
     given = parser.parse_args(arguments)
     try:
+        if given.tiles:
+            print(download_tiles(given.tiles, FIGURES if given.base == BASE else given.base))
+            return
         for patient in given.patients or DATA_SETS:
             print(download(patient, given.to, given.base))
     except UserError as error:

@@ -36,6 +36,12 @@ class Family(NamedTuple):
 
 #: Families of claims, those on real tissue first.
 FAMILIES = {
+    "real": Family(
+        "real counts",
+        "12_tiles",
+        mark="Real counts, one patient",
+        data="real counts of 73 tiles of patient P5: the scores in `results/real_tiles/`",
+    ),
     "printed": Family(
         "printed numbers",
         "11_record",

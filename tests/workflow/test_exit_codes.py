@@ -178,11 +178,13 @@ def test_make_fails_with_its_step_and_goes_on_to_the_next_when_told(tmp_path):
 def test_clean_removes_what_the_project_made_and_nothing_else(tmp_path):
     made = [
         "results/smoke/numbers.json", "results/smoke-cohort/numbers.json", "_build/html/index.html",
+        "results/tiles/0123/fit.json",
         "book/executed/run.json", "book/.executed.vm.1.partial/run.json", ".venv/bin/python",
         ".snakemake/log/one", "sparsity_trap/__pycache__/_loops.nbc", ".hypothesis/a",
     ]  # fmt: skip
     own = [
         "results/bench/ingest.json", "results/notes.txt", "results/smoke 2/numbers.json",
+        "results/real_tiles/scores.csv",
         "data/sections/P1/outs/image.tif", "presets/smoke.yaml", "book/index.md", "cohort.yaml",
         "large disk/numbers.json",
     ]  # fmt: skip

@@ -135,7 +135,7 @@ def test_second_make_book_finds_nothing_to_do(smoke_book):
     assert index.stat().st_mtime_ns == before
 
 
-# Without the page of printed numbers, which shows no run.
+# Without the pages of real counts and of printed numbers, which show no run.
 ANALYSES = {"analysis": 12, "predict": 1}
 
 
@@ -150,13 +150,13 @@ ANALYSES = {"analysis": 12, "predict": 1}
             "sparsity_trap/show/style.py",
             "palette",
             "colours",
-            {"data_page": 3} | ANALYSES | {"analysis": 13},
+            {"data_page": 3} | ANALYSES | {"analysis": 14},
         ),
         (
             "published/hest_losses.csv",
             "0.393",
             "0.394",
-            {"data_page": 3} | ANALYSES | {"analysis": 13},
+            {"data_page": 3} | ANALYSES | {"analysis": 14},
         ),
         ("presets/smoke.yaml", "epochs: 20", "epochs: 21", {"train": 3} | ANALYSES),
         (
@@ -195,6 +195,7 @@ def test_what_is_edited_is_executed_again_with_all_behind_it(smoke_book, edited,
         ("predictions", {"predict": 1}),
         ("tables/claims_build.csv", {"analysis": 1}),
         ("tables/claims_printed.csv", {"analysis": 2}),
+        ("tables/claims_real.csv", {"analysis": 2}),
         ("numbers/04_sparsity.json", {"analysis": 1}),
         ("stores", {"data": 3}),
     ],
@@ -234,7 +235,7 @@ def test_mistakes_on_the_command_line_end_in_a_sentence(smoke_book, arguments, s
 def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
     folder = smoke_book / "results" / "smoke" / "notebooks"
     notebooks = sorted(folder.glob("*.ipynb"))
-    assert len(notebooks) == 3 + 3 + 13 + 1  # patients, arms, analyses, predictions
+    assert len(notebooks) == 3 + 3 + 14 + 1  # patients, arms, analyses, predictions
     for path in notebooks:
         cells = nbformat.read(path, as_version=4).cells
         assert any("injected-parameters" in c.metadata.get("tags", []) for c in cells)
