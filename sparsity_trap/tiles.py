@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,28 +201,11 @@ def encode(tiles: Tiles) -> Views:
     bank = FilterBank().eval()
     tokens = torch.cat([bank(part.permute(0, 2, 3, 1)) for part in image.split(8)])
     counts, mask = (torch.from_numpy(maps) for maps in (tiles.counts, tiles.map_mask))
+    turns = [partial(dihedral, element=view, dims=(-2, -1)) for view in range(VIEWS)]
     return Views(
-        *(
-            torch.stack([turn(maps, view) for view in range(VIEWS)], 1)
-            for turn, maps in ((turned, tokens), (_turned_map, counts), (_turned_map, mask))
-        )
+        torch.stack([bank.turned(tokens, turn) for turn in turns], 1),
+        *(torch.stack([turn(maps) for turn in turns], 1) for maps in (counts, mask)),
     )
-
-
-def turned(tokens: Tensor, view: int) -> Tensor:
-    """Filter-bank tokens [N, C, 16, 16] of the patch flipped and turned, without filtering again.
-
-    The filters look alike in all eight directions, so grids turn as the patch does; so do the
-    quarters of a token, its first channels.
-    """
-    quarters = 4 * (tokens.shape[1] // 6)  # six for each response, and three of texture
-    fine = F.pixel_shuffle(tokens[:, :quarters], 2)
-    fine, coarse = (dihedral(x, view, (2, 3)) for x in (fine, tokens[:, quarters:]))
-    return torch.cat([F.pixel_unshuffle(fine, 2), coarse], 1)
-
-
-def _turned_map(maps: Tensor, view: int) -> Tensor:
-    return dihedral(maps, view, (1, 2))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from conftest import ROOT
 from sparsity_trap import tiles as real
 from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.encoders import dihedral
-from sparsity_trap.filterbank import FilterBank
 from sparsity_trap.losses import Objective
 from sparsity_trap.metrics import ssim
 from sparsity_trap.scores import GeneScores
@@ -165,14 +164,6 @@ def test_single_maps_are_decoded_as_all_are(views, decoder):
 
 
 # --- tokens and training --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("view", range(real.VIEWS))
-def test_tokens_turn_as_the_image_does(view):
-    image = torch.randint(256, (1, 224, 224, 3), generator=torch.manual_seed(0)).byte()
-    bank = FilterBank()
-    expected = bank(dihedral(image, view, (1, 2)))
-    torch.testing.assert_close(real.turned(bank(image), view), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_maps_turn_as_their_tokens_do(tiles, views):
