@@ -68,7 +68,7 @@ counted = shelf.groupby("decoder")["loss"].nunique()
 few = ", ".join(f"{n} with {DECODERS[decoder]}" for decoder, n in counted.items())
 single = " Those with fewer than three runs take their run-to-run variance from other arms."
 Markdown(
-    f"Losses on the shelf of this build: {few}. The preset study trains the whole of it."
+    f"Losses on the shelf of this build: {few}. The preset study trains more of it, with both decoders."
     f"{single if (shelf['runs'] < 3).any() else ''}"
 )
 

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,15 +101,13 @@ def main() -> None:
     parser.add_argument("preset", nargs="?", default="laptop")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    ledgers, seconds = {}, {}
+    ledgers = {}
     for name, (repeat, threads) in SETS.items():
         preset = open_preset("/".join(filter(None, (options.preset, repeat))))
-        start = time.perf_counter()
         ledgers[name] = run_set(preset, threads, options.cores)
-        seconds[name] = round(time.perf_counter() - start, 1)
     found = compare(ledgers)
     seeds = sorted({run.seed for run in preset.all_runs()})
-    about = {"commit": commit(), "hardware": hardware(), "seconds": seconds, "seeds": len(seeds)}
+    about = {"commit": commit(), "hardware": hardware(), "seeds": len(seeds)}
     saved = json.loads(FILE.read_text()) if FILE.exists() else {}
     with building(FILE) as partial:
         partial.write_text(json.dumps(saved | {options.preset: about | found}, indent=1) + "\n")
