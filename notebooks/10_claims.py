@@ -445,7 +445,7 @@ ledger.judge(
 #
 # Claims on printed numbers are a family of their own since, on [their page](11_record.ipynb). The association is judged there on both printed tables, gene by gene, where it was judged on the printed ρ by Fisher's interval; most genes gain, where it was the first table alone.
 #
-# New: best rate, linear decoder, between genes, dose, collapse, supervision at 2 µm.
+# New: best rate, linear decoder, between genes, dose, collapse, supervision at 2 µm; and the claims of [other worlds](08d_worlds.ipynb), after `laptop` had shown one of these worlds.
 
 # %% [markdown]
 # (claims-ledger)=
@@ -476,3 +476,12 @@ tables.show(judged["real"][COLUMNS])
 
 # %%
 tables.show(judged["printed"][COLUMNS])
+
+# %% [markdown]
+# (claims-worlds)=
+# ## Judged on simulations that are less kind
+#
+# Whether the effect of the loss remains where the simulation does not do it the favour of Poisson counts, judged on [a page of its own](08d_worlds.ipynb) ({download}`CSV <tables/claims_worlds.csv>`).
+
+# %%
+tables.show(judged["worlds"][COLUMNS])

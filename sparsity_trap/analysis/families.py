@@ -49,6 +49,7 @@ FAMILIES = {
         data="printed by others about real tissue: the tables in `published/`",
     ),
     "build": Family("this build", "10_claims"),
+    "worlds": Family("simulations that are less kind", "08d_worlds"),
 }
 
 #: Page -> its family, where it shows no sections of the build.

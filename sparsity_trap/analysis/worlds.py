@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from functools import reduce
 
 import numpy as np
 import pandas as pd
 
-from sparsity_trap import metrics
+from sparsity_trap import metrics, runs
 from sparsity_trap.data.patches import PatchStore
 from sparsity_trap.metrics import Moments, PoissonSums
-from sparsity_trap.settings import UserError
+from sparsity_trap.settings import Preset, UserError
 
 
 def facts(store: PatchStore, home: PatchStore) -> pd.DataFrame:
@@ -59,3 +60,25 @@ def facts(store: PatchStore, home: PatchStore) -> pd.DataFrame:
             "agreement": metrics.pcc(plain, rates, store.mask),
         }
     )
+
+
+def every_run(worlds: Mapping[str, Preset]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Scores of the runs of several worlds in one table, so that each sees how runs vary in all.
+
+    Parameters
+    ----------
+    worlds
+        Name of a world -> its preset.
+
+    Returns
+    -------
+    As `runs.long_table`, arms and runs called "arm in world"; and of each run the sums of its
+    patches (`runs.Result.patches`).
+    """
+    tables, patches = [], {}
+    for name, world in worlds.items():
+        results = runs.load_all(world)
+        table = runs.long_table(world, results)
+        tables.append(table.assign(**{c: table[c] + f" in {name}" for c in ("arm", "run")}))
+        patches |= {f"{result.run.name} in {name}": result.patches for result in results}
+    return pd.concat(tables, ignore_index=True), patches

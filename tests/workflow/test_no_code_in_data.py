@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import nbformat
 import pytest
-from conftest import ROOT, copy_program
+from conftest import ROOT, SECRET
 
 FOLDERS = ("sparsity_trap", "workflow", "notebooks", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -88,68 +83,6 @@ def test_shell_text_of_the_workflow_quotes_what_the_user_gives():
     snakefile = (ROOT / "workflow" / "Snakefile").read_text()
     assert "shlex.quote" in snakefile and "config[" not in snakefile.replace("config.get", "")
     assert "'cohort=$(COHORT)'" in (ROOT / "Makefile").read_text()
-
-
-SECRET = "hf_ThisMustNeverBeWritten0123456789"
-TINY = """
-patients: [P1, P5]
-main_patient: P5
-simulation: {side_um: 300, seed: 3}
-encoder: {name: filterbank, dihedral: false, jitter_views: 0}
-decoder: {hidden: 16, heads: 2, layers: 1, neighbours: 4}
-training: {epochs: 1, batch_size: 1, accumulate: 1, warmup_epochs: 0}
-runs: [{arms: [D, E], test_patients: [P5]}]
-"""
-
-
-@pytest.fixture(scope="module")
-def odd_checkout(tmp_path_factory) -> tuple[Path, list[str]]:
-    """Section and data notebook, run in a folder of an odd name with a token in the environment."""
-    folder = tmp_path_factory.mktemp("odd") / "a b'ü"
-    copy_program(folder, "sparsity_trap", "workflow", "notebooks", "presets", "published")
-    (folder / "presets" / "tiny.yaml").write_text(TINY)
-    notebook = folder / "results" / "tiny" / "notebooks" / "01_data_P5.ipynb"
-    choice = ["preset=tiny", "source=", "cohort="]
-    commands = [
-        ["workflow/compute.py", "section", "P5", *choice],
-        ["workflow/execute_notebook.py", "notebooks/01_data.py", str(notebook), *choice],
-    ]
-    said = []
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=folder,
-            env=os.environ
-            | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRET}
-            | {"SPARSITY_TRAP_PROGRESS": str(folder / "results" / "tiny" / "progress" / "step")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        said += [done.stdout, done.stderr]
-    return folder, said
-
-
-@pytest.mark.slow
-def test_chain_runs_in_a_folder_of_an_odd_name(odd_checkout):
-    folder, _ = odd_checkout
-    results = folder / "results" / "tiny"
-    assert (results / "stores" / "P5.zarr" / "zarr.json").is_file()
-    assert (results / "tokens" / "P5" / "tokens.npy").is_file()
-    executed = nbformat.read(results / "notebooks" / "01_data_P5.ipynb", as_version=4)
-    kinds = {out.output_type for cell in executed.cells for out in cell.get("outputs", [])}
-    assert "error" not in kinds and kinds
-    assert not list(results.rglob("*.partial"))
-
-
-@pytest.mark.slow
-def test_a_token_reaches_no_result(odd_checkout):
-    folder, said = odd_checkout
-    assert not any(SECRET in text for text in said)
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert len(files) > 100
-    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.slow

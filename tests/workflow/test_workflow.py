@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SECRET
 from test_kill import content, differences
 
 from sparsity_trap import runs
@@ -75,6 +76,14 @@ def test_every_page_and_figure_says_that_the_data_are_simulated(smoke_book):
     pages = [p for p in html.rglob("*.html") if (html / "book") in p.parents]
     assert len(pages) >= 15
     assert all("Simulated sections" in page.read_text() for page in pages)
+
+
+def test_a_token_reaches_no_result(smoke_book):
+    """Neither what was said nor any file holds the token that the environment had."""
+    files = [p for p in smoke_book.rglob("*") if p.is_file() and ".venv" not in p.parts]
+    assert len(files) > 1000
+    assert "done in" in (smoke_book / "said").read_text()
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
 def test_sections_to_scores_once_more_are_the_same_bytes(
@@ -196,6 +205,7 @@ def test_what_is_edited_is_executed_again_with_all_behind_it(smoke_book, edited,
         ("tables/claims_build.csv", {"analysis": 1}),
         ("tables/claims_printed.csv", {"analysis": 2}),
         ("tables/claims_real.csv", {"analysis": 2}),
+        ("tables/claims_worlds.csv", {"analysis": 2}),
         ("numbers/04_sparsity.json", {"analysis": 1}),
         ("stores", {"data": 3}),
     ],
