@@ -57,6 +57,8 @@ encoded, views = open_tokens(settings, others[0])
 start = definition.bias
 if start == "gene-mean":
     start = st.losses.initial_eta(torch.tensor(training_mean(settings, first)), definition.link)
+
+# %%
 torch.manual_seed(first.seed)
 decoder = build_decoder(
     definition.decoder,
@@ -65,6 +67,8 @@ decoder = build_decoder(
     bias=start,
     **settings.decoder.model_dump(),  # hidden, heads, layers, neighbours, dropout
 )
+
+# %%
 objective = st.Objective(
     definition.loss,
     link=definition.link,

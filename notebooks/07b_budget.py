@@ -63,7 +63,8 @@ rates.insert(1, "learning rate", rates["lr_times"] * settings.training.lr)
 searched = set(rates["loss"]) == {"mse", "poisson"} and rates["loss"].value_counts().min() > 1
 heads = {"strips": "PCC 8 µm, strips", "test": "PCC 8 µm, test", "lr_times": "multiple"}
 if searched:
-    display(tables.show(rates.rename(columns=heads), digits=4))
+    shown = rates.assign(lr_times=rates["lr_times"].map("{:g}".format))
+    display(tables.show(shown.rename(columns=heads), digits=4))
 
 # %%
 compared = []
@@ -135,7 +136,8 @@ for _, own in arms.groupby(["decoder", "loss", "link", "bias"]):
 columns = ["line", "arm", "multiple", "epochs", "pcc_8um", "change", "ci_low", "ci_high", "runs"]
 points = pd.DataFrame(points, columns=columns)
 points = points[points.groupby("line")["multiple"].transform("nunique") > 1]
-tables.show(points.drop(columns="line")) if len(points) else style.not_trained("other budgets")
+shown = points.drop(columns="line").assign(multiple=points["multiple"].map("{:g}".format))
+tables.show(shown) if len(points) else style.not_trained("other budgets")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-epochs", "caption": "PCC at 8 µm against the epochs of training, each point with a schedule of its own; lines are means, dots runs."}, "image": {"alt": "Scores of arms against epochs"}}
 figure = style.not_trained("other budgets")

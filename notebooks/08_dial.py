@@ -142,6 +142,7 @@ def gradient_norm(loss, counts, width):
     return torch.autograd.grad(objective(start, counts, mask), start)[0].norm().item()
 
 
+# %%
 def moved(keep, width):
     """What the loss sees at a setting."""
     factor = round(width / BIN_UM)

@@ -90,6 +90,7 @@ GOALS = {  # score, whether more is better, and of which losses
 }
 
 
+# %%
 def choose(own, score, sign, among):
     """The best arm, and those that are not told apart from it."""
     own = own[own["loss"].isin(among)] if among else own
