@@ -40,6 +40,8 @@ def run_set(preset: Preset, threads: int, cores: int) -> pd.DataFrame:
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "NUMBA_NUM_THREADS": str(threads),
+        # A run has a core, whatever its threads: they order its sums, and must not spin in wait.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "MALLOC_TRIM_THRESHOLD_": "4000000000",
         "MALLOC_MMAP_THRESHOLD_": "4000000000",
         "PYTHONWARNINGS": "ignore",
@@ -51,7 +53,7 @@ def run_set(preset: Preset, threads: int, cores: int) -> pd.DataFrame:
         quiet = environment | {"SPARSITY_TRAP_PROGRESS": os.devnull}
         subprocess.run(command, check=True, cwd=ROOT, env=quiet)
 
-    with ThreadPoolExecutor(max(1, cores // threads)) as pool:
+    with ThreadPoolExecutor(cores) as pool:
         list(pool.map(arm, dict.fromkeys(run.arm for run in preset.all_runs())))
     page = preset.folder / "notebooks" / "10_claims.ipynb"
     page.parent.mkdir(parents=True, exist_ok=True)
