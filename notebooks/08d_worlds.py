@@ -73,17 +73,18 @@ if elsewhere:
 # :::{when} worlds.n
 # ## The effect of the loss
 #
-# Each effect is a mean over paired runs, genes and patches, with an interval that holds the variance of all three ([](03_results.ipynb)). In a world whose seeds are fewer than three, run-to-run variance is that of all arms of the same decoder, in all worlds.
+# Each effect is a mean over paired runs, genes and patches, with an interval that holds the variance of all three ([](03_results.ipynb)). In a world whose seeds are fewer than three, run-to-run variance is that of the two arms in all worlds.
 # :::
 
 # %%
 found, by_seed = {}, []
 scores, patches = every_run(worlds) if elsewhere else (None, {})
 for name, (pair, (mse, poisson)) in product(worlds if elsewhere else (), LOSS_PAIRS.items()):
+    own = scores[scores["arm"].str.startswith((f"{poisson} in ", f"{mse} in "))]
     weights = {f"{poisson} in {name}": 1, f"{mse} in {name}": -1}
-    if set(weights) <= set(scores["arm"]):
-        found[pair, name] = effects.contrast(scores, weights, patients=[main], moments=patches)
-        seeds = effects.gains(scores, weights).loc[[main]].mean(axis=1).rename("gain")
+    if set(weights) <= set(own["arm"]):
+        found[pair, name] = effects.contrast(own, weights, patients=[main], moments=patches)
+        seeds = effects.gains(own, weights).loc[[main]].mean(axis=1).rename("gain")
         by_seed.append(seeds.reset_index().assign(world=name, pair=pair))
 
 # %%

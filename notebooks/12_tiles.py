@@ -96,7 +96,9 @@ style.mark(figure, "real", places)
 # %%
 order = [d for d in ("linear", "img2st", "hist2st") if d in set(rates["decoder"])]
 chosen = rates[rates["chosen"]].groupby(["decoder", "loss"])["lr"]
-tables.show(chosen.apply(lambda lr: ", ".join(f"{x:g}" for x in lr)).unstack("loss"), index=True)
+tables.show(
+    chosen.apply(lambda lr: ", ".join(f"{x:g}" for x in lr)).unstack("decoder")[order], index=True
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tiles-rates", "caption": "PCC at 8 µm on the strips by which learning rates are chosen, mean over the five choices, for each decoder and loss."}, "image": {"alt": "PCC against learning rate for each loss, a panel per decoder"}}
 shades = {
