@@ -159,7 +159,8 @@ class Claim(NamedTuple):
             numbers += f" ({self.ci_low:.3g} to {self.ci_high:.3g})"
         numbers = numbers.replace("-", "\N{MINUS SIGN}")
         tested = f", p = {self.p:.2g}" if np.isfinite(self.p) else ""
-        return f"{self.statistic}: {numbers}, {self.n} {self.unit}{tested}"
+        unit = self.unit.removesuffix("s") if self.n == 1 else self.unit
+        return f"{self.statistic}: {numbers}, {self.n} {unit}{tested}"
 
     def _repr_markdown_(self) -> str:
         reason = self.found if np.isfinite(self.value) else "no evidence in this run"
