@@ -121,6 +121,8 @@ if len(gains):
 figure
 
 # %% [markdown]
+# ## What remains elsewhere
+#
 # (claim-rescue_in_worlds)=
 # ### The gain of the Poisson loss does not hang on a kind simulation: between arms that differ in nothing else it remains in every other world.
 #
