@@ -19,6 +19,8 @@ from spaceranger import turned_grid, write_outs
 
 from sparsity_trap import bin_table, predict
 from sparsity_trap import settings as config
+from sparsity_trap.cells import ALL_CELLS, score_genes
+from sparsity_trap.data.cells import MAPPINGS, read_cells
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.data.patches import PatchStore, write_store
 from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, Slide, open_slide
@@ -172,6 +174,55 @@ def test_large_bins_are_sums_of_small_ones(at_2um, at_8um):
     middle = middle[middle.index.isin(members.index[members == 16])]
     whole = at_8um[middle.index].obsm["spatial"]
     assert np.allclose(middle, whole, atol=1e-3)
+
+
+def test_cells_are_sums_of_the_true_rates_and_of_space_rangers_counts(run_dir, simulated):
+    """Of the simulated section's own files, by pandas and scanpy."""
+    import scanpy as sc
+
+    store, slide = simulated
+    cells = read_cells(slide.outs)
+    table = predict_section(run_dir, store, slide, cells=cells)
+    bins = pd.read_parquet(slide.outs / MAPPINGS).set_index("square_002um")["cell_id"]
+    places = position_table(slide).loc[bins.index]
+    size = bins.value_counts().loc[table.obs_names]
+    np.testing.assert_allclose(table.obs["bins"] / size, table.obs["share"])
+
+    whole = table[table.obs["share"] == 1]
+    truth = zarr.open_group(slide.outs / "truth.zarr", mode="r")
+    at = places["array_row"].to_numpy(), places["array_col"].to_numpy()
+    order = [list(truth.attrs["genes"]).index(gene) for gene in table.var_names]
+    rates = truth["rate"][:][order][:, *at].T.astype(np.float64)
+    sums = pd.DataFrame(rates).groupby(bins.to_numpy()).sum().loc[whole.obs_names]
+    np.testing.assert_allclose(whole.X, sums, rtol=1e-5)
+    written = sc.read_10x_h5(slide.outs / "segmented_outputs" / "filtered_feature_cell_matrix.h5")
+    counts = written[whole.obs_names, whole.var_names].X
+    assert (whole.layers["counts"] != counts).nnz == 0 and whole.n_obs > 200
+
+    known = pd.read_csv(slide.outs / "truth_cells.csv", index_col="cell_id").loc[table.obs_names]
+    assert table.obs["cell_type"].astype(str).tolist() == known["cell_type"].tolist()
+    nuclei = known[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
+    away = np.hypot(*(table.obsm["spatial"] - nuclei).T) * 0.5
+    assert np.median(away) < 3 and away.max() < 25  # µm
+    assert table.uns["sparsity_trap"]["unit"] == "expected UMI count per cell"
+    scores = score_genes(table).set_index(["cell_type", "gene"])
+    every = scores.loc[ALL_CELLS]
+    # The rates that counts were drawn from score close to what is possible, and above size alone.
+    assert (every["pcc"] > every["pcc_bins"]).mean() > 0.9
+    assert np.abs(np.median(every["calibration"]) - 1) < 0.05 and every["d2"].median() > 0
+
+
+def test_a_users_table_of_bins_gives_the_same_cells(run_dir, simulated):
+    store, slide = simulated
+    bins = pd.read_parquet(slide.outs / MAPPINGS, columns=["square_002um", "cell_id"])
+    places = position_table(slide).loc[bins["square_002um"], ["array_row", "array_col"]]
+    places["cell"] = bins["cell_id"].str[7:16].astype(float).to_numpy()
+    own = predict_section(run_dir, store, slide, cells=read_cells(slide.outs), genes=FEW)
+    table = predict_section(run_dir, store, slide, cells=read_cells(slide.outs, places), genes=FEW)
+    number = own.obs_names.str[7:16].astype(int).astype(str)
+    assert np.array_equal(table[number].X, own.X) and "cell_type" not in table.obs
+    away = np.hypot(*(table[number].obsm["spatial"] - own.obsm["spatial"]).T) * 0.5
+    assert np.median(away) < 0.1  # µm; pieces of a cell that its polygon leaves out
 
 
 @pytest.mark.parametrize("how", [(False, True, False), (True, False, True)])
