@@ -73,53 +73,120 @@ def cell_table(
         )
     of_bin = cells.of_bin.ravel()
     parts = [of_bin[layout.bins(i, 1)] for i in range(len(layout.origin))]
-    held = np.zeros(len(cells.names), int)
-    for part in parts:
-        held += np.bincount(part[part >= 0], minlength=len(held))
-    share = held / np.bincount(of_bin[of_bin >= 0], minlength=len(held)).clip(min=1)
-    number = np.flatnonzero(share > 0.5)
+    number, obs = _kept(cells, parts, f"in the patches of section {layout.name}")
     column, var = chosen(panel, genes)
-    if not number.size:
-        raise UserError(
-            f"none of the {len(held)} cells lies in the patches of section {layout.name}: give the "
-            "cells of this section"
-        )
     if number.size * len(var) > MAX_VALUES:
         raise UserError(
             f"{number.size} cells × {len(var)} genes exceed {MAX_VALUES} values (1 GiB): pass at "
             f"most {MAX_VALUES // number.size} in genes="
         )
-    centre = _centres(layout, cells)[number]
+    at = np.flatnonzero(of_bin >= 0)
+    pixels = layout.pixels(*np.divmod(at, cells.of_bin.shape[1]), 1)
+    centre = _centres(cells, of_bin[at], pixels, layout.microns_per_pixel)
+    del at, pixels
     values, counts = sums(layout, rates, parts, number, column, list(var.index))
+    diameter = 2 * BIN_UM * np.sqrt(obs["bins"].median() / np.pi)
+    adata = as_anndata(layout, values, counts, obs, var, float(diameter))
+    adata.obsm["spatial"] = centre[number]
+    return adata
 
+
+def sum_bins(table: AnnData, cells: Cells) -> AnnData:
+    """Sum a table of 2 µm bins to cells: predictions of any model.
+
+    Parameters
+    ----------
+    table
+        A row per bin, with ``array_row`` and ``array_col`` in ``obs``. ``X`` and
+        ``layers["counts"]``, dense or sparse, are summed; ``obsm["spatial"]`` is averaged where a
+        cell has no polygon.
+    cells
+        Of the same section.
+
+    Returns
+    -------
+    AnnData as from `cell_table`, of the cells of which the table holds more than half of the bins.
+
+    Raises
+    ------
+    UserError
+        The table is not of 2 µm bins, has a bin beyond the array, or holds none of the cells.
+    """
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+    try:
+        row, col = (table.obs[name].to_numpy(int) for name in ("array_row", "array_col"))
+    except (KeyError, ValueError):
+        raise UserError(
+            "the table of bins has no array_row and array_col: add them to obs"
+        ) from None
+    wide = table.obs_names.str.extract(r"^s_(\d{3})um_", expand=False).dropna().unique()
+    beyond = (row < 0) | (row >= len(cells.of_bin)) | (col < 0) | (col >= cells.of_bin.shape[1])
+    if set(wide) - {"002"} or beyond.any():
+        raise UserError(
+            "the table of bins is not of this section's bins of 2 µm: cells are sums of those, so "
+            "give predictions at 2 µm"
+        )
+    own = cells.of_bin[row, col]
+    number, obs = _kept(cells, [own], "in the table of bins")
+    place = np.full(len(cells.names) + 1, -1)
+    place[number] = np.arange(len(number))
+    held = np.flatnonzero(place[own] >= 0)
+    ones = sp.csr_array(
+        (np.ones(len(held), np.float32), (place[own[held]], held)), shape=(len(number), len(own))
+    )
+    adata = AnnData(ones @ table.X, obs, table.var.copy(), uns=dict(table.uns))
+    if "counts" in table.layers:
+        adata.layers["counts"] = sp.csr_matrix(ones.astype(np.int32) @ table.layers["counts"])
+    known = own >= 0
+    pixels = np.asarray(table.obsm["spatial"], float) if "spatial" in table.obsm else None
+    if pixels is not None:
+        adata.obsm["spatial"] = _centres(cells, own[known], pixels[known])[number]
+    return adata
+
+
+def _kept(cells: Cells, parts: Sequence[np.ndarray], where: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Numbers of the cells of which more than half is held, and what the table says of them.
+
+    ``parts`` are the cells of the bins that are held, -1 where there is none.
+    """
+    held = np.zeros(len(cells.names), int)
+    for part in parts:
+        held += np.bincount(part[part >= 0], minlength=len(held))
+    share = held / np.bincount(cells.of_bin[cells.of_bin >= 0], minlength=len(held)).clip(min=1)
+    number = np.flatnonzero(share > 0.5)
+    if not number.size:
+        raise UserError(
+            f"none of the {len(held)} cells lies {where}: give the cells of this section"
+        )
     names = pd.Index([cells.names[i] for i in number], name="cell_id")
     obs = pd.DataFrame({"bins": held[number].astype(np.int32), "share": share[number]}, names)
     if cells.types is not None:
         known = cells.types[number]
         obs["cell_type"] = pd.Categorical(known, sorted(set(known) - {""}))
-    diameter = 2 * BIN_UM * np.sqrt(np.median(held[number]) / np.pi)
-    adata = as_anndata(layout, values, counts, obs, var, float(diameter))
-    adata.obsm["spatial"] = centre
-    return adata
+    return number, obs
 
 
-def _centres(layout: Layout, cells: Cells) -> np.ndarray:
-    """Centre of each cell, pixel x and y: of its polygon or, without one, of its bins."""
-    at = np.flatnonzero(cells.of_bin >= 0)
-    who = cells.of_bin.ravel()[at]
-    pixels = layout.pixels(*np.divmod(at, cells.of_bin.shape[1]), 1)
+def _centres(
+    cells: Cells, who: np.ndarray, pixels: np.ndarray, microns_per_pixel: float | None = None
+) -> np.ndarray:
+    """Centre of each cell, pixel x and y: of its polygon or, without one, of its bins.
+
+    ``who`` is the cell of each bin, ``pixels`` where it lies.
+    """
     known = np.isfinite(pixels).all(axis=1)
     who, pixels = who[known], pixels[known]
     n = np.bincount(who, minlength=len(cells.names))
     total = np.stack([np.bincount(who, part, len(n)) for part in pixels.T], axis=1)
     middle = total / np.where(n, n, np.nan)[:, None]
     drawn = np.isfinite(cells.centre).all(axis=1)
-    if drawn.any():
-        away = np.hypot(*(cells.centre - middle)[drawn].T) * layout.microns_per_pixel
+    if microns_per_pixel is not None and drawn.any():
+        away = np.hypot(*(cells.centre - middle)[drawn].T) * microns_per_pixel
         if np.nanmedian(away) > _APART_UM:
             raise UserError(
-                f"polygons of section {layout.name} lie {np.nanmedian(away):.0f} µm beside the "
-                "bins of their cells: give polygons and bins of one segmentation"
+                f"polygons of cells lie {np.nanmedian(away):.0f} µm beside their bins: give "
+                "polygons and bins of one segmentation"
             )
     return np.where(drawn[:, None], cells.centre, middle)
 
@@ -195,10 +262,15 @@ def score_cells(table: AnnData) -> pd.DataFrame:
 
 def _by_gene(table: AnnData) -> tuple[np.ndarray, np.ndarray]:
     """Counts and rates, float32 [genes, cells]."""
+    import scipy.sparse as sp
+
     if "counts" not in table.layers:
         raise UserError("the table has no counts to score against: predict a section with counts")
-    counts = table.layers["counts"].T.astype(np.float32).toarray()
-    return counts, np.ascontiguousarray(np.asarray(table.X, np.float32).T)
+    counts, rates = (
+        np.ascontiguousarray(sp.csr_array(values).toarray().T, np.float32)
+        for values in (table.layers["counts"], table.X)
+    )
+    return counts, rates
 
 
 def _maps(values: np.ndarray) -> np.ndarray:

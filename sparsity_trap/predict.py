@@ -369,6 +369,8 @@ def _block_mean(grid: np.ndarray, factor: int) -> np.ndarray:
     """Means over squares of bins, from the first and at the end of fewer; NaN is left out."""
     from skimage.measure import block_reduce
 
+    if factor == 1:
+        return grid
     with warnings.catch_warnings():
         # Where no bin of a block is known, neither is their mean.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)

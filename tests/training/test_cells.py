@@ -13,7 +13,7 @@ from scipy import stats
 
 from sparsity_trap import cells as cells_module
 from sparsity_trap.bin_table import Layout
-from sparsity_trap.cells import ALL_CELLS, cell_table, score_cells, score_genes
+from sparsity_trap.cells import ALL_CELLS, cell_table, score_cells, score_genes, sum_bins
 from sparsity_trap.data.cells import Cells
 from sparsity_trap.data.geometry import Orientation
 from sparsity_trap.settings import UserError
@@ -96,7 +96,7 @@ def test_polygons_give_the_centre_where_there_are_any(evidence):
     table = table_of(evidence, replace(cells, centre=drawn))
     np.testing.assert_allclose(table.obsm["spatial"][::2], plain.obsm["spatial"][::2] + [3, -2])
     np.testing.assert_allclose(table.obsm["spatial"][1::2], plain.obsm["spatial"][1::2])
-    with pytest.raises(UserError, match="P5 lie 52 µm beside the bins of their cells"):
+    with pytest.raises(UserError, match="cells lie 52 µm beside their bins"):
         table_of(evidence, replace(cells, centre=drawn + [100, 0]))
 
 
@@ -113,6 +113,47 @@ def test_what_does_not_fit_is_refused(evidence, monkeypatch):
     monkeypatch.setattr(cells_module, "MAX_VALUES", 1500)
     with pytest.raises(UserError, match="pass at most 1 in genes="):
         table_of(evidence)
+
+
+def bin_table_of(evidence) -> AnnData:
+    """A row per bin in tissue and in a patch, in an order of its own; counts sparse."""
+    *_, (rate, counts, whole) = evidence
+    rows, cols = np.random.default_rng(2).permutation(np.argwhere(whole)).T
+    obs = pd.DataFrame({"array_row": rows, "array_col": cols}, [f"b{i}" for i in range(len(rows))])
+    table = AnnData(rate[:, rows, cols].T.copy(), obs, PANEL.set_index("gene"))
+    table.layers["counts"] = sp.csr_matrix(counts[:, rows, cols].T)
+    table.obsm["spatial"] = np.stack([4.0 * cols, 4.0 * rows], 1)
+    return table
+
+
+def test_bins_of_any_model_are_summed_as_patches_are(evidence):
+    cells, table = evidence[2], bin_table_of(evidence)
+    own, other = table_of(evidence), sum_bins(table, cells)
+    assert other.obs.equals(own.obs) and other.var_names.equals(own.var_names)
+    np.testing.assert_allclose(other.X, own.X, rtol=1e-5)
+    assert (other.layers["counts"] != own.layers["counts"]).nnz == 0
+    # Here the centre is that of the bins which the table holds.
+    assert np.abs(other.obsm["spatial"] - own.obsm["spatial"]).max() < 4 * 4
+    table.X, table.layers["counts"] = sp.csr_matrix(table.X), table.layers["counts"].toarray()
+    sparse = sum_bins(table, cells)
+    np.testing.assert_allclose(score_genes(sparse)["pcc"], score_genes(own)["pcc"], atol=1e-5)
+    np.testing.assert_allclose(score_cells(sparse)["count"], score_cells(own)["count"])
+
+
+def test_bins_that_are_not_the_sections_are_refused(evidence):
+    cells, table = evidence[2], bin_table_of(evidence)
+    coarse = table.copy()
+    coarse.obs_names = [f"s_008um_{i:05d}_00000-1" for i in range(table.n_obs)]
+    beyond = table.copy()
+    beyond.obs["array_row"] += 200
+    for wrong in (coarse, beyond):
+        with pytest.raises(UserError, match="not of this section's bins of 2 µm"):
+            sum_bins(wrong, cells)
+    with pytest.raises(UserError, match="none of the 1378 cells lies in the table of bins"):
+        sum_bins(table[table.obs["array_row"] > 500], cells)
+    del table.obs["array_col"]
+    with pytest.raises(UserError, match="no array_row and array_col: add them"):
+        sum_bins(table, cells)
 
 
 def scored(n: int = 400) -> AnnData:

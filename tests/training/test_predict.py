@@ -23,6 +23,7 @@ from sparsity_trap.cells import ALL_CELLS, score_genes
 from sparsity_trap.data.cells import MAPPINGS, read_cells
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.data.patches import PatchStore, write_store
+from sparsity_trap.data.sections import Section
 from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, Slide, open_slide
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
@@ -338,6 +339,32 @@ def test_spatialdata_reads_back(at_8um, tmp_path):
         back, axes=("x", "y"), min_coordinate=[0, 0], max_coordinate=centre.mean(0),
         target_coordinate_system="global",
     )["predictions"].n_obs < table.n_obs  # fmt: skip
+
+
+def test_the_notebook_scores_cells_by_type(run_dir, simulated, tmp_path, monkeypatch):
+    """The cells of the notebook on cells: tables of the section's types, and a file."""
+    import anndata
+
+    store, slide = simulated
+    monkeypatch.setattr("sparsity_trap.runs.section", lambda *_: Section(outs=slide.outs))
+    shown: list = []
+    names = run_cells("09_predict", {}, where=lambda source: source.startswith("from pathlib"))
+    names |= {
+        "image": "", "cells": "", "cell_types": "", "settings": None, "test_patient": "P5",
+        "run": RUN, "library": "P5", "target": tmp_path, "written": [], "display": shown.append,
+        "predicted": lambda **options: predict_section(run_dir, store, slide, genes=FEW, **options),
+    }  # fmt: skip
+
+    def of_cells(source: str) -> bool:
+        return source.startswith(("by_cell = None", "if by_cell"))
+
+    (path,) = run_cells("09_predict", names, of_cells)["written"]
+    assert path.name == "E-P5-s0_P5_cells.h5ad" and anndata.read_h5ad(path).n_obs > 200
+    kinds = set(names["by_cell"].obs["cell_type"])
+    assert len(shown) == 2 and all(kind in table.data for kind in kinds for table in shown)
+    assert ALL_CELLS in shown[0].data and "size alone" in shown[0].data
+    names |= {"image": "he.tif"}
+    assert run_cells("09_predict", names, of_cells)["by_cell"] is None and len(shown) == 2
 
 
 def nearest(adata, points: np.ndarray, number: int = 1) -> tuple[np.ndarray, np.ndarray]:
