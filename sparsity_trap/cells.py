@@ -212,16 +212,14 @@ def score_genes(table: AnnData) -> pd.DataFrame:
     bins = table.obs["bins"].to_numpy(np.float32)
     groups = {ALL_CELLS: np.ones(table.n_obs, bool)}
     if "cell_type" in table.obs:
-        kinds = table.obs["cell_type"]
+        kinds = table.obs["cell_type"].astype("category").cat.remove_unused_categories()
         groups |= {str(kind): (kinds == kind).to_numpy() for kind in kinds.cat.categories}
     rows = []
     for name, inside in groups.items():
         y, p, size = truth[:, inside], rate[:, inside], bins[inside]
         level = y.sum(1, dtype=np.float64) / size.sum()
         alone = (level[:, None] * size).astype(np.float32)
-        null = poisson_deviance(_maps(y), _maps(alone))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gain = 1 - poisson_deviance(_maps(y), _maps(p)) / null
+        null = np.where(level > 0, poisson_deviance(_maps(y), _maps(alone)), np.nan)
         scores = {
             "cell_type": name,
             "gene": table.var_names,
@@ -230,7 +228,7 @@ def score_genes(table: AnnData) -> pd.DataFrame:
             "pcc": pcc(_maps(y), _maps(p)),
             "pcc_bins": pcc(_maps(y), _maps(np.broadcast_to(size, y.shape))),
             "spearman": [spearman(*pair) for pair in zip(y, p, strict=True)],
-            "d2": np.where(null > 0, gain, np.nan),
+            "d2": 1 - poisson_deviance(_maps(y), _maps(p)) / np.where(null > 0, null, np.nan),
             "calibration": calibration(_maps(y), _maps(p)),
         }
         rows.append(pd.DataFrame(scores))
@@ -270,6 +268,11 @@ def _by_gene(table: AnnData) -> tuple[np.ndarray, np.ndarray]:
         np.ascontiguousarray(sp.csr_array(values).toarray().T, np.float32)
         for values in (table.layers["counts"], table.X)
     )
+    if not (np.isfinite(rates).all() and (rates >= 0).all()):
+        raise UserError(
+            "the table's predictions are negative or undefined in places: give expected counts, no "
+            "logarithms or z-scores"
+        )
     return counts, rates
 
 

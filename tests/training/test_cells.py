@@ -222,11 +222,27 @@ def test_cells_are_scored_over_genes():
         assert scores["deviance"].iloc[i] == pytest.approx(2 * (best - own) / 3, abs=1e-4)
 
 
+def test_a_gene_that_a_type_lacks_has_no_score_there():
+    table = scored()
+    counts = table.layers["counts"].toarray()
+    counts[(table.obs["cell_type"] == "tumour").to_numpy(), 1] = 0
+    table.layers["counts"] = sp.csr_matrix(counts)
+    scores = score_genes(table).set_index(["cell_type", "gene"])
+    lacking = scores.loc[("tumour", "KRT8"), ["pcc", "pcc_bins", "spearman", "d2", "calibration"]]
+    few = score_genes(table[table.obs["cell_type"] == "goblet"])
+    assert few["cell_type"].unique().tolist() == [ALL_CELLS, "goblet"]
+    assert lacking.isna().all() and scores.loc[("goblet", "KRT8")].notna().all()
+
+
 def test_a_table_without_types_or_counts():
     table = scored(30)
     del table.obs["cell_type"]
     assert set(score_genes(table)["cell_type"]) == {ALL_CELLS}
     assert "cell_type" not in score_cells(table)
+    wrong = table.copy()
+    wrong.X = np.log(wrong.X)
+    with pytest.raises(UserError, match="negative or undefined in places: give expected counts"):
+        score_genes(wrong)
     del table.layers["counts"]
     for score in (score_genes, score_cells):
         with pytest.raises(UserError, match="has no counts to score against"):
