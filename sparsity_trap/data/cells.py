@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -68,8 +69,15 @@ class Cells:
 
 
 def has_cells(outs: Path | str) -> bool:
-    """Whether Space Ranger has left a table of bins and cells in this folder."""
-    return (Path(outs) / MAPPINGS).is_file()
+    """Whether Space Ranger has left a table of bins and cells in this folder.
+
+    Without segmentation it leaves one of bins alone.
+    """
+    path = Path(outs) / MAPPINGS
+    if not path.is_file():
+        return False
+    with _readable(str(path)):
+        return bool(_find(_open(path)[0], _CELL))
 
 
 def read_cells(
@@ -105,7 +113,7 @@ def read_cells(
     """
     outs, own = Path(outs), table is None
     table = outs / MAPPINGS if table is None else table
-    if own and not has_cells(outs):
+    if own and not (outs / MAPPINGS).is_file():
         raise UserError(
             f"{table} does not exist: Space Ranger writes it from version 4 on; run that, or give "
             "a table of bin and cell"
@@ -288,20 +296,25 @@ def _columns(
     ``wanted`` takes the names of all and gives those of the columns to read, "" where one is
     missing; ``needed`` says which these are.
     """
-    import pyarrow as pa
-
     said = _said(table)
     if not isinstance(table, pd.DataFrame) and not Path(table).is_file():
         raise UserError(f"{said} does not exist: give a table with columns {needed}")
-    try:
+    with _readable(said):
         names, read = _open(table)
         columns = wanted(names)
         if not all(columns):
-            raise UserError(
-                f"{said} has columns {', '.join(map(str, names[:12]))}: it needs {needed}"
-            )
+            raise UserError(f"{said} has columns {', '.join(names[:12])}: it needs {needed}")
         for batch in read(columns):
             yield [batch.column(name) for name in columns]
+
+
+@contextmanager
+def _readable(said: str) -> Iterator[None]:
+    """Make one sentence of whatever a damaged table raises."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, *DAMAGE) as error:
         raise UserError(
             f"{said} cannot be read as a table ({_reason(error)}): give a whole CSV or parquet file"

@@ -186,6 +186,10 @@ def test_missing_and_damaged_files_are_named(outs, tmp_path):
     table.drop(columns="cell_id").to_parquet(outs / MAPPINGS)
     with pytest.raises(UserError, match="it needs barcode .* and cell_id"):
         read_cells(outs)  # as without segmentation
+    assert not has_cells(outs)
+    (outs / MAPPINGS).write_bytes(b"PAR1 cut")
+    with pytest.raises(UserError, match="parquet cannot be read as a table"):
+        has_cells(outs)
     (outs / MAPPINGS).unlink()
     with pytest.raises(UserError, match="from version 4 on"):
         read_cells(outs)
