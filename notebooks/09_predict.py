@@ -20,6 +20,8 @@ test_patient = "P5"
 seed = 0
 image = ""
 microns_per_pixel = 0.0
+cells = ""
+cell_types = ""
 output = ""
 
 # %% tags=["remove-stderr"]
@@ -30,17 +32,19 @@ import numpy as np
 import pandas as pd
 import shapely
 import squidpy as sq
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Scale
 
 from sparsity_trap import runs
+from sparsity_trap.cells import ALL_CELLS, score_cells, score_genes
+from sparsity_trap.data.cells import has_cells, read_cells
 from sparsity_trap.data.genes import in_panel
 from sparsity_trap.files import building
 from sparsity_trap.predict import predict_image, predict_section, write
 from sparsity_trap.settings import ROOT, Run
-from sparsity_trap.show import style
+from sparsity_trap.show import style, tables
 
 # %%
 settings = runs.open_preset(preset, source, cohort)
@@ -116,6 +120,42 @@ print(spatial)
 with building(spatial_path) as partial:  # the folder appears only when complete
     spatial.write(partial)
 
+# %% [markdown]
+# ## Cells
+#
+# Where Space Ranger 4 has segmented nuclei, or `cells` names a table of bin and cell, the same predictions are summed to cells, and so are the counts. A cell is kept when more than half of its bins are in tissue and in a patch; its place is the centre of its polygon. A large cell has more of everything, so each correlation over cells stands beside that of the counts with the number of the cell's bins.
+
+# %%
+by_cell = None
+if not image:
+    outs = runs.section(settings, test_patient).outs
+    if cells or has_cells(outs):
+        bins, kinds = (ROOT / path if path else None for path in (cells, cell_types))
+        by_cell = predicted(cells=read_cells(outs, bins, types=kinds))
+        written.append(write(by_cell, target / f"{run.name}_{library}_cells.h5ad"))
+print("The cells of this section are not known." if by_cell is None else by_cell)
+
+# %% [markdown]
+# Each gene over cells, as means over genes: for all cells, and within each type, where it is no help to tell types apart. D² is beyond a prediction that gives every bin of the group's cells the same.
+
+# %%
+if by_cell is not None:
+    over_cells = score_genes(by_cell).groupby("cell_type", sort=False)
+    shown_scores = ["cells", "mean_count", "pcc", "pcc_bins", "spearman", "d2", "calibration"]
+    display(tables.show(over_cells[shown_scores].mean(), index=True))
+
+# %% [markdown]
+# Each cell over genes, as means over cells, beside a prediction that gives every cell the genes' mean counts:
+
+# %%
+if by_cell is not None:
+    each = score_cells(by_cell)
+    each["cell_type"] = each.get("cell_type", ALL_CELLS)
+    over_genes = each.groupby("cell_type", observed=True)
+    display(
+        tables.show(over_genes[["bins", "count", "rate", "pcc", "pcc_mean"]].mean(), index=True)
+    )
+
 # %% tags=["remove-input"]
 origin = section.uns["sparsity_trap"]
 files = ", ".join(f"`{Path(path).name}`" for path in [*written, spatial_path])
@@ -127,6 +167,7 @@ Markdown(
 | section | {library}{" (no counts)" if image else ""} |
 | 8 µm | {section.n_obs:,} bins × {section.n_vars} genes |
 | 2 µm | {small.n_obs:,} bins × {small.n_vars} genes |
+| cells | {"not known" if by_cell is None else f"{by_cell.n_obs:,} cells × {by_cell.n_vars} genes"} |
 | files | {files} |
 """
 )

@@ -112,11 +112,29 @@ def bin_table(
     UserError
         Another width, an unknown gene, or more than ``MAX_VALUES``.
     """
-    from anndata import AnnData
-
     if bin_um not in (2, 8):
         raise UserError(f"bin_um is {bin_um}: choose 2 or 8")
     factor = round(bin_um / BIN_UM)
+    column, var = chosen(panel, genes)
+    parts = [layout.bins(i, factor) for i in range(len(layout.origin))]
+    number, members = np.unique(np.concatenate(parts), return_counts=True)
+    number = number[2 * members > factor**2]
+    if number.size * len(var) > MAX_VALUES:
+        raise UserError(
+            f"{number.size} bins of {bin_um} µm × {len(var)} genes exceed {MAX_VALUES} values "
+            f"(1 GiB): pass at most {MAX_VALUES // number.size} in genes=, or use bin_um=8"
+        )
+    values, counts = sums(layout, rates, parts, number, column, list(var.index))
+
+    rows, cols = np.divmod(number, layout.width(factor))
+    adata = as_anndata(layout, values, counts, _bin_names(rows, cols, bin_um), var, bin_um)
+    adata.obsm["spatial"] = layout.pixels(rows, cols, factor).astype(np.float64)
+    adata.uns["spatial"][layout.name]["scalefactors"]["bin_size_um"] = float(bin_um)
+    return adata
+
+
+def chosen(panel: pd.DataFrame, genes: Sequence[str] | None) -> tuple[np.ndarray, pd.DataFrame]:
+    """Channels of the rates to take, and what the table says of these genes."""
     categories = panel.set_index("gene")["category"]
     wanted = list(dict.fromkeys(categories.index if genes is None else genes))
     if unknown := set(wanted) - set(categories.index):
@@ -124,38 +142,38 @@ def bin_table(
             f"the run does not predict gene {', '.join(sorted(unknown))}: choose among its "
             f"{len(categories)} genes"
         )
-    parts = [layout.bins(i, factor) for i in range(len(layout.origin))]
-    number, members = np.unique(np.concatenate(parts), return_counts=True)
-    number = number[2 * members > factor**2]
-    if number.size * len(wanted) > MAX_VALUES:
-        raise UserError(
-            f"{number.size} bins of {bin_um} µm × {len(wanted)} genes exceed {MAX_VALUES} values "
-            f"(1 GiB): pass at most {MAX_VALUES // number.size} in genes=, or use bin_um=8"
-        )
-    column = categories.index.get_indexer(wanted)
-    values, counts = _sums(layout, rates, parts, number, column, wanted)
-
-    rows, cols = np.divmod(number, layout.width(factor))
     category = pd.Categorical(categories.loc[wanted])
-    adata = AnnData(
-        values,
-        obs=_bin_names(rows, cols, bin_um),
-        var=pd.DataFrame({"category": category}, index=pd.Index(wanted, name="gene")),
-    )
+    var = pd.DataFrame({"category": category}, index=pd.Index(wanted, name="gene"))
+    return categories.index.get_indexer(wanted), var
+
+
+def as_anndata(
+    layout: Layout,
+    values: np.ndarray,
+    counts: sp.csr_matrix | None,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    diameter_um: float,
+) -> AnnData:
+    """Rates and counts as AnnData, with images and scales where scanpy and squidpy look for them.
+
+    ``diameter_um`` is the width at which these draw an observation.
+    """
+    from anndata import AnnData
+
+    adata = AnnData(values, obs=obs, var=var)
     if counts is not None:
         adata.layers["counts"] = counts
-    adata.obsm["spatial"] = layout.pixels(rows, cols, factor).astype(np.float64)
     scales = {
         **layout.scales,
-        "spot_diameter_fullres": bin_um / layout.microns_per_pixel,
+        "spot_diameter_fullres": diameter_um / layout.microns_per_pixel,
         "microns_per_pixel": float(layout.microns_per_pixel),
-        "bin_size_um": float(bin_um),
     }
     adata.uns["spatial"] = {layout.name: {"images": layout.images, "scalefactors": scales}}
     return adata
 
 
-def _sums(
+def sums(
     layout: Layout,
     rates: Iterator[tuple[int, np.ndarray]],
     parts: list[np.ndarray],
@@ -163,9 +181,9 @@ def _sums(
     column: np.ndarray,
     genes: list[str],
 ) -> tuple[np.ndarray, sp.csr_matrix | None]:
-    """Rates and, where all genes were measured, counts of the bins in ``number``.
+    """Rates and, where all genes were measured, counts of the larger bins or cells in ``number``.
 
-    ``parts`` lists, per patch, the bin that each of its bins in tissue lies in; ``column`` the
+    ``parts`` lists, per patch, the one that each of its bins in tissue lies in; ``column`` the
     channels of the rates to take.
     """
     import scipy.sparse as sp
@@ -175,12 +193,12 @@ def _sums(
     count_column = [list(layout.count_genes).index(gene) for gene in genes] if measured else []
     counted = []
     for i, rate in rates:
-        sums, row = _sum_matrix(parts[i], number)
+        ones, row = _sum_matrix(parts[i], number)
         inside = layout.mask[i]
-        values[row] += sums @ rate[column][:, inside].T
+        values[row] += ones @ rate[column][:, inside].T
         if layout.counts is not None and measured:
             count = layout.counts[i][count_column][:, inside].T.astype(np.int32)
-            piece = sp.coo_array(sums.astype(np.int32) @ sp.csr_array(count))
+            piece = sp.coo_array(ones.astype(np.int32) @ sp.csr_array(count))
             counted.append((piece.data, row[piece.row], piece.col))
     if not measured:
         return values, None

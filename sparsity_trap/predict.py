@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 
 from sparsity_trap.bin_table import Layout, bin_table
 from sparsity_trap.bins import BIN_UM, PATCH_BINS
+from sparsity_trap.cells import cell_table
+from sparsity_trap.data.cells import Cells
 from sparsity_trap.data.geometry import GridFit, Orientation, coarse_fit, orientation_of
 from sparsity_trap.data.image import open_image, read_mask, small_images, tissue_mask
 from sparsity_trap.data.patches import PatchStore, choose_patches, patch_window, resample
@@ -119,6 +121,7 @@ def predict_section(
     *,
     bin_um: Literal[2, 8] = 8,
     genes: Sequence[str] | None = None,
+    cells: Cells | None = None,
 ) -> AnnData:
     """Predictions of a run for a section with counts.
 
@@ -139,20 +142,23 @@ def predict_section(
         four, as in Space Ranger's own 8 µm output.
     genes
         Leave out the others, which keeps the 2 µm table of a full section small.
+    cells
+        Sum to these cells, from `data.cells.read_cells`, in place of bins.
 
     Returns
     -------
     AnnData
-        ``X`` float32, expected counts per bin; ``layers["counts"]`` the measured counts (csr) of
-        the same bins; ``obs``: ``array_row``, ``array_col``, ``in_tissue``; ``var``: ``category``;
-        ``obsm["spatial"]``: full-resolution pixel x and y; ``uns["spatial"]``: images and scale
-        factors; ``uns["sparsity_trap"]``: where it comes from.
+        Of bins: ``X`` float32, expected counts per bin; ``layers["counts"]`` the measured counts
+        (csr) of the same bins; ``obs``: ``array_row``, ``array_col``, ``in_tissue``; ``var``:
+        ``category``; ``obsm["spatial"]``: full-resolution pixel x and y; ``uns["spatial"]``: images
+        and scale factors; ``uns["sparsity_trap"]``: where it comes from. Of cells as
+        `cells.cell_table` describes it.
 
     Raises
     ------
     UserError
-        The run cannot be read, store and slide are not of one section, a gene is unknown, or the
-        table would exceed ``bin_table.MAX_VALUES``.
+        The run cannot be read, store, slide and cells are not of one section, a gene is unknown, or
+        the table would exceed ``bin_table.MAX_VALUES``.
     """
     trained = load_model(run_dir)
     positions = read_positions(slide.outs)
@@ -184,8 +190,13 @@ def predict_section(
     rates = _stored_rates(Path(run_dir), trained, store)
     if rates is None:
         rates = _rates(trained, layout.mask, lambda i: store.images[i])
-    adata = bin_table(layout, rates, trained.genes, bin_um, genes)
-    adata.uns["sparsity_trap"] = _origin_of(trained, store.patient, store.source, bin_um)
+    origin = _origin_of(trained, store.patient, store.source, bin_um)
+    if cells is None:
+        adata = bin_table(layout, rates, trained.genes, bin_um, genes)
+    else:
+        adata = cell_table(layout, rates, trained.genes, cells, genes)
+        origin |= {"bin_um": 2, "unit": "expected UMI count per cell"}
+    adata.uns["sparsity_trap"] = origin
     return adata
 
 
@@ -358,6 +369,8 @@ def _block_mean(grid: np.ndarray, factor: int) -> np.ndarray:
     """Means over squares of bins, from the first and at the end of fewer; NaN is left out."""
     from skimage.measure import block_reduce
 
+    if factor == 1:
+        return grid
     with warnings.catch_warnings():
         # Where no bin of a block is known, neither is their mean.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)

@@ -40,6 +40,9 @@ _MAP_GB, _REAL_PATCHES = 1.4e-3, 600
 _LEAST_DISK_GB = 1
 _GPU_GB = 8
 
+#: First version of Space Ranger that corrects images of CytAssist software 2.1.
+_ALIGNED = (3, 1, 2)
+
 #: Widths of the text columns, in characters, and how many missing genes are named.
 _WIDTH = 58
 _SHOWN = 50
@@ -256,12 +259,31 @@ def section(name: str, this, preset: Preset | None = None) -> Iterator[Row]:
     rows, cols = slide.array_shape
     found = f"{_versions(slide.outs / MATRIX)}; grid of {rows} x {cols} bins"
     yield Row(f"{name} files", "ok", found)
+    yield from _guarded(f"{name} alignment", partial(_alignment, slide.outs / MATRIX))
     yield from _guarded(f"{name} counts", partial(_counts, name, slide))
     if preset is not None:
         yield from _guarded(f"{name} genes", partial(_genes, slide.genes, preset))
     yield from _guarded(f"{name} image", partial(_geometry, name, slide))
     if this.mask is not None:
         yield from _guarded(f"{name} mask", partial(_mask, this, slide))
+
+
+def _alignment(matrix: Path) -> Iterator[Row]:
+    """Whether this version of Space Ranger is one that misplaces counts; see `book/methods.md`."""
+    import h5py
+
+    with h5py.File(matrix) as file:
+        written = file.attrs.get("software_version", "")
+    written = written.decode() if isinstance(written, bytes) else str(written)
+    number = re.search(r"spaceranger[^0-9]*(\d+)\.(\d+)(?:\.(\d+))?", written)
+    if number and tuple(int(part or 0) for part in number.groups()) < _ALIGNED:
+        yield Row(
+            "", "warn",
+            f"{written} does not correct CytAssist images of instrument software 2.1, from which "
+            "counts come to lie 16 µm beside their place",
+            f"look for that software's version in web_summary.html; if it begins with 2.1, run "
+            f"Space Ranger {'.'.join(map(str, _ALIGNED))} or later",
+        )  # fmt: skip
 
 
 def _counts(name: str, slide) -> Iterator[Row]:

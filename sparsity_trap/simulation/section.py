@@ -23,6 +23,7 @@ import tifffile
 import zarr
 from PIL import Image
 from scipy import ndimage
+from scipy import sparse as sp
 
 from sparsity_trap.bins import BIN_UM
 from sparsity_trap.files import building
@@ -38,6 +39,7 @@ from sparsity_trap.simulation.label_map import (
     read_label_grid,
     section_from_kinds,
 )
+from sparsity_trap.simulation.segments import cell_name, write_cells
 from sparsity_trap.simulation.stain import draw_stain, render
 from sparsity_trap.simulation.tissue import STEP_UM, Anatomy, smooth_field
 
@@ -119,7 +121,7 @@ def simulate_section(
         The cell-type map is missing and cannot be fetched, differs from the published file, or
         does not exist for this patient.
     """
-    bar = track(range(5), f"simulating {patient}", "part")
+    bar = track(range(6), f"simulating {patient}", "part")
     matrix = bin_to_pixel(patient, settings)
     if source == "tissue-map":
         anatomy = _anatomy_from_map(patient, settings, labels, matrix)
@@ -140,7 +142,9 @@ def simulate_section(
         bar.update()
         tissue = _write_positions(square, anatomy, matrix, settings)
         bar.update()
-        _write_counts(build, square, anatomy, matrix, tissue, patient, settings, source)
+        counts = _write_counts(build, square, anatomy, matrix, tissue, patient, settings, source)
+        bar.update()
+        _write_cells(build, anatomy, matrix, tissue, counts, settings)
         bar.update()
     bar.close()
 
@@ -265,8 +269,11 @@ def _write_counts(
     patient: str,
     settings: Simulation,
     source: str,
-) -> None:
-    """Draw counts gene by gene; write the matrix and the means of the counts."""
+) -> sp.csr_array:
+    """Draw counts gene by gene; write the matrix and the means of the counts.
+
+    Returns the counts, int32 [bins in tissue, genes].
+    """
     count = tissue.shape[0]
     names, zeros, levels = expression()
     rng = _rng(settings, patient, "expression")
@@ -303,14 +310,54 @@ def _write_counts(
         values.append(drawn[at].astype(np.int32))
     order = np.argsort(np.concatenate(bins), kind="stable")
     per_bin = np.bincount(np.concatenate(bins), minlength=int(tissue.sum()))
-    rows, cols = np.nonzero(tissue)
-    _write_matrix(
-        square / "filtered_feature_bc_matrix.h5",
-        names,
-        _barcodes(rows, cols),
+    entries = (
         np.concatenate(values)[order],
         np.concatenate(genes)[order],
         np.concatenate([[0], np.cumsum(per_bin)]).astype(np.int64),
+    )
+    rows, cols = np.nonzero(tissue)
+    path = square / "filtered_feature_bc_matrix.h5"
+    _write_matrix(path, names, _barcodes(rows, cols), *entries)
+    return sp.csr_array(entries, shape=(len(rows), len(names)))
+
+
+def _write_cells(
+    build: Path,
+    anatomy: Anatomy,
+    matrix: np.ndarray,
+    tissue: np.ndarray,
+    counts: sp.csr_array,
+    settings: Simulation,
+) -> None:
+    """Write the section's cells and the counts of those with a bin in tissue."""
+    pixel, inverse = settings.pixel_um, np.linalg.inv(matrix)
+
+    def to_um(col: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, y = _apply(matrix, col, row)
+        return x * pixel, y * pixel
+
+    def to_array(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _apply(inverse, x / pixel, y / pixel)
+
+    def to_pixels(col: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, y = _apply(matrix, col, row)
+        return x - 0.5, y - 0.5  # as positions are counted
+
+    cell = write_cells(build, anatomy.cells, to_um, to_array, to_pixels, len(tissue))[tissue]
+    held = np.flatnonzero(cell)
+    number, place = np.unique(cell[held], return_inverse=True)
+    ones = sp.csr_array(
+        (np.ones(len(held), np.int32), (place, held)), shape=(len(number), len(cell))
+    )
+    sums = sp.csr_array(ones @ counts)
+    sums.sort_indices()
+    _write_matrix(
+        build / "segmented_outputs" / "filtered_feature_cell_matrix.h5",
+        expression()[0],
+        np.array([cell_name(n) for n in number.tolist()], "S"),
+        sums.data,
+        sums.indices.astype(np.int64),
+        sums.indptr.astype(np.int64),
     )
 
 

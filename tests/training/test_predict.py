@@ -19,8 +19,11 @@ from spaceranger import turned_grid, write_outs
 
 from sparsity_trap import bin_table, predict
 from sparsity_trap import settings as config
+from sparsity_trap.cells import ALL_CELLS, score_genes
+from sparsity_trap.data.cells import MAPPINGS, read_cells
 from sparsity_trap.data.genes import PANEL, panel_table
 from sparsity_trap.data.patches import PatchStore, write_store
+from sparsity_trap.data.sections import Section
 from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, Slide, open_slide
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
@@ -174,6 +177,55 @@ def test_large_bins_are_sums_of_small_ones(at_2um, at_8um):
     assert np.allclose(middle, whole, atol=1e-3)
 
 
+def test_cells_are_sums_of_the_true_rates_and_of_space_rangers_counts(run_dir, simulated):
+    """Of the simulated section's own files, by pandas and scanpy."""
+    import scanpy as sc
+
+    store, slide = simulated
+    cells = read_cells(slide.outs)
+    table = predict_section(run_dir, store, slide, cells=cells)
+    bins = pd.read_parquet(slide.outs / MAPPINGS).set_index("square_002um")["cell_id"]
+    places = position_table(slide).loc[bins.index]
+    size = bins.value_counts().loc[table.obs_names]
+    np.testing.assert_allclose(table.obs["bins"] / size, table.obs["share"])
+
+    whole = table[table.obs["share"] == 1]
+    truth = zarr.open_group(slide.outs / "truth.zarr", mode="r")
+    at = places["array_row"].to_numpy(), places["array_col"].to_numpy()
+    order = [list(truth.attrs["genes"]).index(gene) for gene in table.var_names]
+    rates = truth["rate"][:][order][:, *at].T.astype(np.float64)
+    sums = pd.DataFrame(rates).groupby(bins.to_numpy()).sum().loc[whole.obs_names]
+    np.testing.assert_allclose(whole.X, sums, rtol=1e-5)
+    written = sc.read_10x_h5(slide.outs / "segmented_outputs" / "filtered_feature_cell_matrix.h5")
+    counts = written[whole.obs_names, whole.var_names].X
+    assert (whole.layers["counts"] != counts).nnz == 0 and whole.n_obs > 200
+
+    known = pd.read_csv(slide.outs / "truth_cells.csv", index_col="cell_id").loc[table.obs_names]
+    assert table.obs["cell_type"].astype(str).tolist() == known["cell_type"].tolist()
+    nuclei = known[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
+    away = np.hypot(*(table.obsm["spatial"] - nuclei).T) * 0.5
+    assert np.median(away) < 3 and away.max() < 25  # µm
+    assert table.uns["sparsity_trap"]["unit"] == "expected UMI count per cell"
+    scores = score_genes(table).set_index(["cell_type", "gene"])
+    every = scores.loc[ALL_CELLS]
+    # The rates that counts were drawn from score close to what is possible, and above size alone.
+    assert (every["pcc"] > every["pcc_bins"]).mean() > 0.9
+    assert np.abs(np.median(every["calibration"]) - 1) < 0.05 and every["d2"].median() > 0
+
+
+def test_a_users_table_of_bins_gives_the_same_cells(run_dir, simulated):
+    store, slide = simulated
+    bins = pd.read_parquet(slide.outs / MAPPINGS, columns=["square_002um", "cell_id"])
+    places = position_table(slide).loc[bins["square_002um"], ["array_row", "array_col"]]
+    places["cell"] = bins["cell_id"].str[7:16].astype(float).to_numpy()
+    own = predict_section(run_dir, store, slide, cells=read_cells(slide.outs), genes=FEW)
+    table = predict_section(run_dir, store, slide, cells=read_cells(slide.outs, places), genes=FEW)
+    number = own.obs_names.str[7:16].astype(int).astype(str)
+    assert np.array_equal(table[number].X, own.X) and "cell_type" not in table.obs
+    away = np.hypot(*(table[number].obsm["spatial"] - own.obsm["spatial"]).T) * 0.5
+    assert np.median(away) < 0.1  # µm; pieces of a cell that its polygon leaves out
+
+
 @pytest.mark.parametrize("how", [(False, True, False), (True, False, True)])
 def test_grids_that_are_no_multiple_of_four(preset, tmp_path, how):
     """Turned grids whose 8 µm bins are cut by the patches' edges; two patches, other run."""
@@ -287,6 +339,32 @@ def test_spatialdata_reads_back(at_8um, tmp_path):
         back, axes=("x", "y"), min_coordinate=[0, 0], max_coordinate=centre.mean(0),
         target_coordinate_system="global",
     )["predictions"].n_obs < table.n_obs  # fmt: skip
+
+
+def test_the_notebook_scores_cells_by_type(run_dir, simulated, tmp_path, monkeypatch):
+    """The cells of the notebook on cells: tables of the section's types, and a file."""
+    import anndata
+
+    store, slide = simulated
+    monkeypatch.setattr("sparsity_trap.runs.section", lambda *_: Section(outs=slide.outs))
+    shown: list = []
+    names = run_cells("09_predict", {}, where=lambda source: source.startswith("from pathlib"))
+    names |= {
+        "image": "", "cells": "", "cell_types": "", "settings": None, "test_patient": "P5",
+        "run": RUN, "library": "P5", "target": tmp_path, "written": [], "display": shown.append,
+        "predicted": lambda **options: predict_section(run_dir, store, slide, genes=FEW, **options),
+    }  # fmt: skip
+
+    def of_cells(source: str) -> bool:
+        return source.startswith(("by_cell = None", "if by_cell"))
+
+    (path,) = run_cells("09_predict", names, of_cells)["written"]
+    assert path.name == "E-P5-s0_P5_cells.h5ad" and anndata.read_h5ad(path).n_obs > 200
+    kinds = set(names["by_cell"].obs["cell_type"])
+    assert len(shown) == 2 and all(kind in table.data for kind in kinds for table in shown)
+    assert ALL_CELLS in shown[0].data and "size alone" in shown[0].data
+    names |= {"image": "he.tif"}
+    assert run_cells("09_predict", names, of_cells)["by_cell"] is None and len(shown) == 2
 
 
 def nearest(adata, points: np.ndarray, number: int = 1) -> tuple[np.ndarray, np.ndarray]:

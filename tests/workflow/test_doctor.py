@@ -75,6 +75,25 @@ def test_versions_are_shown(folder):
     assert "written by spaceranger-4.0.1" in files.found
 
 
+@pytest.mark.parametrize(
+    ("version", "warned"),
+    [
+        ("spaceranger-3.0.0", True), ("spaceranger-3.1.1", True), (b"spaceranger-3.1", True),
+        ("spaceranger-3.1.2", False), ("spaceranger-3.10.0", False), ("spaceranger-4.0.1", False),
+        ("sparsity-trap 0.1.0", False), ("", False),
+    ],
+)  # fmt: skip
+def test_versions_that_misplace_counts_are_named(folder, version, warned):
+    with h5py.File(matrix(folder / "P1" / "outs"), "r+") as file:
+        file.attrs["software_version"] = version
+    rows = of(examine(folder), "P1 alignment")
+    assert [row.state for row in rows] == ["warn"] * warned
+    if warned:
+        assert "16 µm" in rows[0].found and "software 2.1" in rows[0].found
+        assert "3.1.2 or later" in rows[0].mend and "web_summary.html" in rows[0].mend
+    assert not of(examine(folder), "P2 alignment")
+
+
 def test_every_fault_has_its_row(folder):
     write_section(folder / "P3" / "outs", 3, genes=[*PANEL[1:], "TP53"])
     with h5py.File(matrix(folder / "P3" / "outs"), "r+") as file:

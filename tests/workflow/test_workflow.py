@@ -272,7 +272,7 @@ def execute(smoke_book: Path, folder: Path, script: str, *parameters: str) -> Pa
     return output
 
 
-def test_notebook_of_predictions_writes_both_bin_sizes(smoke_book, tmp_path):
+def test_notebook_of_predictions_writes_both_bin_sizes_and_cells(smoke_book, tmp_path):
     import scanpy as sc
 
     execute(smoke_book, tmp_path, "09_predict.py", f"output={tmp_path}")
@@ -280,3 +280,7 @@ def test_notebook_of_predictions_writes_both_bin_sizes(smoke_book, tmp_path):
     small = sc.read_h5ad(tmp_path / "E-P5-s0_P5_002um.h5ad")
     assert large.n_vars == 50 and "counts" in large.layers and small.n_obs > 15 * large.n_obs
     assert (tmp_path / "E-P5-s0_P5_008um.zarr" / "tables" / "predictions").is_dir()
+    cells = sc.read_h5ad(tmp_path / "E-P5-s0_P5_cells.h5ad")
+    assert (
+        cells.n_vars == 50 and "counts" in cells.layers and "goblet" in set(cells.obs["cell_type"])
+    )
