@@ -76,6 +76,7 @@ f"patch {patch}: positions differ from its map by {fit.rms_px:.2f} px r.m.s."
 
 # %% tags=["hide-input"]
 shift = alignment.count_image_shift(store.images, store.counts)
+left_out = ", ".join(f"{bins} bins {why}" for why, bins in store.left_out.items() if bins)
 Markdown(
     f"""
 | | |
@@ -84,6 +85,7 @@ Markdown(
 | array, in bins | {store.grid_shape[0]} × {store.grid_shape[1]} |
 | image scale | {store.microns_per_pixel:.4f} µm per pixel |
 | in tissue | {store.mask[:].mean():.0%} of the bins of these patches |
+| left out of the tissue | {left_out or "no bin"} |
 | registration, one map per patch | {store.registration["patch_rms_px"]:.3f} px r.m.s. |
 | registration, one map for the section | {store.registration["section_max_px"]:.2f} px at most |
 | counts against image | {shift.rows:+.1f} rows, {shift.columns:+.1f} columns of bins |

@@ -25,7 +25,16 @@ from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.cells import cell_table
 from sparsity_trap.data.cells import Cells
 from sparsity_trap.data.geometry import GridFit, Orientation, coarse_fit, orientation_of
-from sparsity_trap.data.image import open_image, read_mask, small_images, tissue_mask
+from sparsity_trap.data.image import (
+    Pixels,
+    check_scale,
+    check_stain,
+    open_image,
+    read_mask,
+    scanned,
+    small_images,
+    tissue_mask,
+)
 from sparsity_trap.data.patches import PatchStore, choose_patches, patch_window, resample
 from sparsity_trap.data.spaceranger import SPATIAL, Slide, read_positions
 from sparsity_trap.decoders import build_decoder
@@ -227,8 +236,8 @@ def predict_image(
     name
         Library id; default: the image's name without ending.
     mask
-        Image of any size that covers the same field, tissue brighter than half of its brightest
-        pixel. Default: see `tissue_mask`.
+        Picture of any size that covers the same field, dark where tissue is left out, as for a
+        cohort; see :func:`~sparsity_trap.data.image.read_mask`. What is tissue `tissue_mask` finds.
     bin_um, genes
         As in `predict_section`.
 
@@ -241,14 +250,10 @@ def predict_image(
     Raises
     ------
     UserError
-        The run, image or mask cannot be read, the scale is not that of a microscope's image, no
-        patch holds tissue, or the table would exceed ``bin_table.MAX_VALUES``.
+        The run, image or mask cannot be read, the image is no H&E or its scale not that of a
+        microscope, no patch holds tissue, or the table would exceed ``bin_table.MAX_VALUES``.
     """
-    if not 0.05 <= microns_per_pixel <= 1.2:
-        raise UserError(
-            f"microns_per_pixel is {microns_per_pixel}: give the µm per pixel of {image}, between "
-            "0.05 and 1.2 (about 0.25 at 40×, 0.5 at 20×)"
-        )
+    check_scale(microns_per_pixel, image)
     trained = load_model(run_dir)
     step = BIN_UM / microns_per_pixel  # image pixels per bin
     corner = step / 2 - 0.5
@@ -259,18 +264,15 @@ def predict_image(
         return np.stack([x, y], axis=1)
 
     with open_image(image) as picture:
+        check_stain(picture, image)
         images, scales = small_images(picture)
-        if mask is None:
-            small_pixel_um = microns_per_pixel / scales["tissue_hires_scalef"]
-            seen = tissue_mask(images["hires"], small_pixel_um)
-        else:
-            seen = read_mask(mask, picture.shape)
-        in_tissue = _on_grid(seen, np.array(picture.shape[:2]) / step)
+        small_um = microns_per_pixel / scales["tissue_hires_scalef"]
+        in_tissue = _tissue_of(picture, images["hires"], small_um, fit, mask)
         origin = choose_patches(in_tissue, trained.preset.patches.min_tissue)
         if len(origin) == 0:
             raise UserError(
-                f"{image}: no patch of 256 µm holds enough tissue: check microns_per_pixel, or "
-                "give a mask image in which tissue is bright"
+                f"{image}: no patch of 256 µm holds enough tissue: check microns_per_pixel"
+                + (f", and that {mask} is bright at tissue" if mask else "")
             )
         layout = Layout(
             name=name or Path(image).stem,
@@ -378,18 +380,41 @@ def _block_mean(grid: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _pictures(slide: Slide) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Space Ranger's own small images and their scale; made from the large one where absent."""
+    """Space Ranger's own small images and their scale; made from the large one without these.
+
+    In copies of a run they may be missing, links that lead nowhere, or the text of such links.
+    """
     from PIL import Image
 
     folder = slide.outs / SPATIAL
-    scales = json.loads((folder / "scalefactors_json.json").read_text())
-    paths = {name: folder / f"tissue_{name}_image.png" for name in ("hires", "lowres")}
-    keys = [f"tissue_{name}_scalef" for name in paths]
-    if all(path.is_file() for path in paths.values()) and set(keys) <= set(scales):
-        images = {name: np.asarray(Image.open(p).convert("RGB")) for name, p in paths.items()}
-        return images, {key: float(scales[key]) for key in keys}
-    with open_image(slide.image) as image:
-        return small_images(image)
+    try:
+        content = json.loads((folder / "scalefactors_json.json").read_text())
+        images, scales, sizes = {}, {}, []
+        for name in ("hires", "lowres"):
+            scale = scales[f"tissue_{name}_scalef"] = float(content[f"tissue_{name}_scalef"])
+            with Image.open(folder / f"tissue_{name}_image.png") as picture:
+                images[name] = np.asarray(picture.convert("RGB"))
+            sizes.append(np.divide(images[name].shape[:2], scale))
+        # Each size is rounded to whole pixels, which are many of the image.
+        if not np.allclose(sizes[0], sizes[1], rtol=0.01, atol=2 / min(scales.values())):
+            raise ValueError("pictures of two images")
+        return images, scales
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError):
+        with open_image(slide.image) as image:
+            return small_images(image)
+
+
+def _tissue_of(
+    picture: Pixels, small: np.ndarray, small_um: float, fit: GridFit, mask: Path | str | None
+) -> np.ndarray:
+    """Bins in tissue, bool ``[rows, cols]``: found in the small image, scanned, not left out."""
+    covered = np.array(picture.shape[:2]) / fit.matrix[0, 0]
+    in_tissue = _on_grid(tissue_mask(small, small_um), covered)
+    if mask is not None:
+        in_tissue &= _on_grid(read_mask(mask, picture.shape), covered)
+    bins = np.nonzero(in_tissue)
+    in_tissue[bins] = scanned(picture, *fit(*bins).round())
+    return in_tissue
 
 
 def _on_grid(mask: np.ndarray, covered: np.ndarray) -> np.ndarray:

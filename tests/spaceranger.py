@@ -32,10 +32,12 @@ def write_outs(
     data_dtype: str = "int32",
     kinds: Sequence[str] | None = None,
     truth: np.ndarray | None = None,
+    measured: np.ndarray | None = None,
 ) -> Path:
     """Write counts ``[G, rows, cols]`` of bins that lie at pixels ``y, x`` ``[rows, cols]``.
 
-    Barcodes (in-tissue bins only) and positions are written in two different random orders.
+    Barcodes, of bins in tissue or of ``measured`` ones, and positions are written in two different
+    random orders.
     """
     rng = np.random.default_rng(0)
     shape = counts.shape[1:]
@@ -43,11 +45,13 @@ def write_outs(
     y = rows * 4.0 if y is None else y
     x = cols * 4.0 if x is None else x
     in_tissue = np.ones(shape, bool) if in_tissue is None else in_tissue
-    image = np.full((64, 64, 3), 200, np.uint8) if image is None else image
+    if image is None:
+        height, width = (max(64, int(np.nanmax(pixel)) + 2) for pixel in (y, x))
+        image = np.full((height, width, 3), 200, np.uint8)
     square = outs / "binned_outputs" / "square_002um"
     (square / "spatial").mkdir(parents=True)
 
-    order = rng.permutation(np.flatnonzero(in_tissue))
+    order = rng.permutation(np.flatnonzero(in_tissue if measured is None else measured))
     per_bin = counts.reshape(len(genes), -1)[:, order].T
     bin_index, gene_index = np.nonzero(per_bin)
     all_names = np.array([f"{prefix}_{r:05d}_{c:05d}-1" for r, c in np.ndindex(shape)], "S")

@@ -43,6 +43,10 @@ _GPU_GB = 8
 #: First version of Space Ranger that corrects images of CytAssist software 2.1.
 _ALIGNED = (3, 1, 2)
 
+#: Correlation of counts with the darkness of the image below which they hardly belong together, and
+#: share of bins in tissue that may be left out without a warning.
+_FOLLOWS, _LOST = 0.1, 0.01
+
 #: Widths of the text columns, in characters, and how many missing genes are named.
 _WIDTH = 58
 _SHOWN = 50
@@ -263,9 +267,8 @@ def section(name: str, this, preset: Preset | None = None) -> Iterator[Row]:
     yield from _guarded(f"{name} counts", partial(_counts, name, slide))
     if preset is not None:
         yield from _guarded(f"{name} genes", partial(_genes, slide.genes, preset))
-    yield from _guarded(f"{name} image", partial(_geometry, name, slide))
-    if this.mask is not None:
-        yield from _guarded(f"{name} mask", partial(_mask, this, slide))
+    yield from _guarded(f"{name} image", partial(_image, slide))
+    yield from _guarded(f"{name} bins", partial(_geometry, name, this, slide))
 
 
 def _alignment(matrix: Path) -> Iterator[Row]:
@@ -309,34 +312,64 @@ def _genes(genes: Sequence[str], preset: Preset) -> Iterator[Row]:
     yield Row("", "ok", f"all {len(wanted)} panel genes are among {len(genes)}")
 
 
-def _geometry(name: str, slide) -> Iterator[Row]:
-    from sparsity_trap.data import sections as cohort
-    from sparsity_trap.data.image import open_image
+def _image(slide) -> Iterator[Row]:
+    from sparsity_trap.data.image import check_scale, check_stain, open_image
 
+    check_scale(slide.microns_per_pixel, slide.image)
     with open_image(slide.image) as image:
         height, width = image.shape[:2]
+        check_stain(image, slide.image)
     found = f"{height} x {width} pixels of {slide.microns_per_pixel:.4g} µm: {slide.image}"
-    yield Row(f"{name} image", "ok", found)
-    step, pixels = cohort.bin_geometry(slide)
-    um = step * slide.microns_per_pixel
+    yield Row("", "ok", found)
+
+
+def _geometry(name: str, this, slide) -> Iterator[Row]:
+    from sparsity_trap.data import guards
+
+    geometry = guards.read_geometry(slide, this.mask)
+    um = geometry.step * slide.microns_per_pixel
+    tissue = int(geometry.tissue.positions.in_tissue.sum())
 
     def width_of_bins() -> Iterator[Row]:
-        cohort.check_bin_width(slide, step)
+        guards.check_names(slide)
+        guards.check_geometry(slide, geometry)
         yield Row("", "ok", f"{um[0]:.3f} x {um[1]:.3f} µm apart by their pixel positions")
 
     def fit_of_image() -> Iterator[Row]:
-        cohort.check_image(slide, pixels)
-        yield Row("", "ok", f"those of {pixels.shape[1]} tissue bins fit the image")
+        guards.check_image(slide, geometry)
+        yield Row("", "ok", f"those of {tissue} tissue bins fit the image")
+
+    def placement() -> Iterator[Row]:
+        correlation = guards.check_placement(slide, geometry)
+        if correlation < _FOLLOWS:
+            mend = "check that this is the image of this section, and its alignment"
+            found = f"counts hardly follow the image (correlation {correlation:.2f})"
+            yield Row("", "warn", found, mend)
+        elif correlation == correlation:
+            yield Row("", "ok", f"counts follow the image (correlation {correlation:.2f})")
+        else:
+            yield Row("", "ok", "too few bins to compare counts with the image")
 
     yield from _guarded(f"{name} bins", width_of_bins)
     yield from _guarded(f"{name} positions", fit_of_image)
+    yield from _guarded(f"{name} placement", placement)
+    yield from _left_out(name, geometry.tissue.left_out, tissue, this.mask)
 
 
-def _mask(this, slide) -> Iterator[Row]:
-    from sparsity_trap.data.sections import check_mask
-
-    check_mask(this, slide)
-    yield Row("", "ok", f"{this.mask}")
+def _left_out(name: str, left_out: dict[str, int], tissue: int, mask: Path | None) -> Iterator[Row]:
+    """What `left_out` says, and the number of bins in tissue that remain."""
+    lost = {why: bins for why, bins in left_out.items() if bins and why != "dark in the mask"}
+    found = "; ".join(f"{bins} bins {why}" for why, bins in lost.items())
+    if sum(lost.values()) > _LOST * tissue:
+        mend = "give matrix, positions and image of one run, with its empty bins: zeros count too"
+        yield Row(f"{name} left out", "warn", found, mend)
+    else:
+        yield Row(f"{name} left out", "ok", found or "no bin in tissue")
+    if mask is not None:
+        dark = left_out["dark in the mask"]
+        found = f"{mask}: leaves out {dark} of {tissue + dark} bins in tissue"
+        mend = "" if dark else "a mask that is bright everywhere changes nothing"
+        yield Row(f"{name} mask", "ok" if dark else "warn", found, mend)
 
 
 def _versions(matrix: Path) -> str:

@@ -1,14 +1,24 @@
-"""Checks of a section's pairing: are image and counts shifted, and how strong are the stripes?"""
+"""Checks of a section's pairing: do counts follow the image, are they shifted, or in stripes?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
+from sparsity_trap.bins import BIN_UM
+from sparsity_trap.data.geometry import GridFit
+from sparsity_trap.data.image import BLACK, Pixels, read_region
+
 #: Largest shift searched, in bins of 2 µm.
 REACH = 24
+#: Key of `follow` for the section as its positions say.
+AS_PLACED = "as placed"
+_SPOT_UM, _SPOTS = 8.0, 8  # width of the spots that are compared, and spots a side of a square
+_SQUARES = 12  # squares along the section that are looked at, and at most twice as many in all
+_FEWEST = 100  # spots that say something
 #: A shift beyond this many bins spoils the pairing at 2 µm.
 TOLERATED = 2.0
 
@@ -105,6 +115,97 @@ def _parabola(line: np.ndarray, peak: int) -> float:
     left, top, right = line[peak - 1 : peak + 2]
     bend = left - 2 * top + right
     return float(0.5 * (left - right) / bend) if bend < 0 else 0.0
+
+
+def follow(
+    image: Pixels, fit: GridFit, depth: np.ndarray, microns_per_pixel: float
+) -> dict[str, float]:
+    """How well counts follow the darkness of the image, as placed and placed otherwise.
+
+    Squares all over the image are looked at, in spots of 8 µm. Their optical density is correlated
+    with the counts of the bins that would lie there: by the positions as they are, or if the image
+    or the array were mirrored, turned by quarters, or the image enlarged.
+
+    Parameters
+    ----------
+    image
+        H&E of the section.
+    fit
+        Map from the array to its pixels.
+    depth
+        Genes with a count in each bin ``[rows, cols]``, below zero where none is listed.
+    microns_per_pixel
+        Of the image.
+
+    Returns
+    -------
+    Correlation by kind of placement; NaN where too few spots have bins.
+    """
+    from scipy import ndimage
+
+    y, x, dark = _spots(image, fit, depth.shape, microns_per_pixel)
+    reach = round(_SPOT_UM / BIN_UM)
+    # The square root of a count has the same spread wherever its mean lies.
+    counts = ndimage.uniform_filter(depth.clip(0).astype(np.float32), reach)
+    counts = np.sqrt(counts.clip(0))  # rounding
+    inverse = np.linalg.inv(fit.matrix[:, :2])
+    fewest = _FEWEST
+
+    def correlation(y: np.ndarray, x: np.ndarray) -> tuple[float, int]:
+        """Of the spots at places that hold a bin, and their number; NaN for too few."""
+        rows, cols = np.rint(inverse @ (np.stack([y, x]) - fit.matrix[:, 2:])).astype(int)
+        known = (rows >= 0) & (rows < depth.shape[0]) & (cols >= 0) & (cols < depth.shape[1])
+        known &= np.isfinite(dark)
+        there, number = counts[rows[known], cols[known]], int(known.sum())
+        if number < fewest or not there.std() or not dark[known].std():
+            return float("nan"), number
+        return float(np.corrcoef(there, dark[known])[0, 1]), number
+
+    placed, number = correlation(y, x)
+    found = {AS_PLACED: placed}
+    fewest = max(_FEWEST, number // 2)  # or chance would decide among so many placements
+    image_middle = (np.array(image.shape[:2]) - 1) / 2
+    middle = fit(*((n - 1) / 2 for n in depth.shape))
+    for swap, up, left in list(product((False, True), repeat=3))[1:]:
+        how = ["with rows and columns swapped"] * swap + ["upside down"] * up
+        name = " and ".join(how + ["mirrored"] * left)
+        either = []
+        # An image that is turned about its middle changes its sides, an array stays in its place.
+        for centre, back in ((image_middle, image_middle[:: 1 - 2 * swap]), (middle, middle)):
+            down, right = (1 - 2 * up) * (y - centre[0]), (1 - 2 * left) * (x - centre[1])
+            down, right = (right, down) if swap else (down, right)
+            either.append(correlation(back[0] + down, back[1] + right)[0])
+        found[name] = max(either, key=np.nan_to_num)
+    # In a reduced image, bins lie outside.
+    for times in (2, 3, 4):
+        found[f"with the image enlarged {times} times"] = correlation(y / times, x / times)[0]
+    return found
+
+
+def _spots(
+    image: Pixels, fit: GridFit, shape: tuple[int, ...], microns_per_pixel: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixel row and column of spots and their optical density, ``[spots]``; NaN in the black."""
+    spot = max(round(_SPOT_UM / microns_per_pixel), 1)
+    side = _SPOTS * spot
+    corners = fit(*np.mgrid[0:2, 0:2].reshape(2, -1) * (np.array(shape)[:, None] - 1))
+    gap = np.maximum(np.ptp(corners, axis=1) / _SQUARES, side)
+    # The whole image: a section that lies elsewhere than its positions say lies anywhere.
+    starts = [
+        np.linspace(0, max(n - side, 0), min(int(n // step), 2 * _SQUARES) or 1).astype(int)
+        for n, step in zip(image.shape, gap, strict=False)
+    ]
+    found = []
+    for top, left in product(*starts):
+        square = read_region(image, top, top + side, left, left + side)
+        pieces = square.reshape(_SPOTS, spot, _SPOTS, spot, 3)
+        density = -np.log10((pieces.mean((1, 3, 4)) + 1) / 256)
+        density[pieces.max((1, 3, 4)) <= BLACK] = np.nan
+        middle = (np.arange(_SPOTS) + 0.5) * spot - 0.5
+        y, x = np.meshgrid(top + middle, left + middle, indexing="ij")
+        found.append(np.stack([y, x, density]).reshape(3, -1))
+    y, x, density = np.concatenate(found, axis=1)
+    return y, x, density
 
 
 def stripe_factors(total: np.ndarray, tissue: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,14 +43,14 @@ def fit_grid_to_pixels(rows: np.ndarray, cols: np.ndarray, y: np.ndarray, x: np.
     Parameters
     ----------
     rows, cols, y, x
-        Grid and pixel coordinates of bins, ``[bins]``; bins whose ``y`` is NaN are left out.
+        Grid and pixel coordinates of bins, ``[bins]``; bins without a position, NaN, are left out.
 
     Raises
     ------
     UserError
         The bins do not span the plane.
     """
-    known = np.isfinite(y)
+    known = np.isfinite(y) & np.isfinite(x)
     grid = np.stack([rows[known], cols[known]], axis=1).astype(float)
     pixels = np.stack([y[known], x[known]], axis=1).astype(float)
     if len(grid) == 0:

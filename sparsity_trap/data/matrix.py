@@ -120,6 +120,15 @@ def read_all_genes(
     return bins, table[:, : len(genes)] if others else table, genes
 
 
+def read_depth(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Number of genes with a count in each bin, int32 ``[rows, cols]``; -1 for one not listed."""
+    depth = np.full(shape[0] * shape[1], -1, np.int32)
+    with open_matrix(path) as matrix:
+        bins = bins_of_barcodes(matrix["barcodes"], shape, path)
+        depth[bins] = np.diff(read_all(matrix["indptr"], BLOCK).astype(np.int64))
+    return depth.reshape(shape)
+
+
 def check_counts(values: np.ndarray, path: Path) -> np.ndarray:
     """Return values that are counts; ``UserError`` where one is negative, fractional or NaN."""
     if values.dtype.kind == "u" or not values.size:

@@ -23,9 +23,10 @@ from sparsity_trap.data.geometry import (
     fit_grid_to_pixels,
     orientation_of,
 )
-from sparsity_trap.data.image import open_image, read_mask, read_region
+from sparsity_trap.data.image import Pixels, open_image, read_region
 from sparsity_trap.data.matrix import in_order
-from sparsity_trap.data.spaceranger import MATRIX, Positions, Slide, read_counts, read_positions
+from sparsity_trap.data.spaceranger import MATRIX, Positions, Slide, read_counts
+from sparsity_trap.data.tissue import read_tissue
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
 from sparsity_trap.settings import Patches, Source, UserError
@@ -68,6 +69,8 @@ class PatchStore:
         of bins, estimated from all genes; see ``alignment.stripe_factors``.
     genes, patient, source, bin_um, grid_shape, microns_per_pixel
         What the section is; ``microns_per_pixel`` is that of the full-resolution image.
+    left_out
+        Why bins in tissue were left out, and how many; see :func:`~.tissue.read_tissue`.
     registration
         Residuals in full-resolution pixels: ``patch_rms_px`` and ``patch_max_px``, the largest over
         patches with a map of their own; ``section_max_px`` with one affine map for the section.
@@ -96,6 +99,7 @@ class PatchStore:
         self.bin_um: float = attrs["bin_um"]
         self.grid_shape: tuple[int, int] = tuple(attrs["grid_shape"])
         self.microns_per_pixel: float = attrs["microns_per_pixel"]
+        self.left_out: dict[str, int] = attrs.get("left_out", {})
         self.registration: dict[str, float] = attrs["registration"]
 
     def __len__(self) -> int:
@@ -129,7 +133,8 @@ def write_store(
     patient, source, settings
         Recorded in the store's attributes, and the least share of tissue.
     mask
-        Picture that is dark where bins do not count as tissue; see :func:`read_mask`.
+        Picture that is dark where bins do not count as tissue; see
+        :func:`~sparsity_trap.data.image.read_mask`.
 
     Raises
     ------
@@ -137,9 +142,7 @@ def write_store(
         A file is damaged, a gene is missing, or no patch has enough tissue. Whether image and
         positions belong together is for :func:`sparsity_trap.data.sections.check_section` to say.
     """
-    positions = read_positions(slide.outs)
-    if mask is not None:
-        positions = _masked(positions, slide.image, mask)
+    positions, _, left_out = read_tissue(slide, mask)
     orientation = orientation_of(coarse_fit(positions.y, positions.x))
     grid = Positions(*map(orientation.apply, positions))
     section = coarse_fit(grid.y, grid.x)
@@ -170,6 +173,7 @@ def write_store(
             bin_um=BIN_UM,
             grid_shape=list(shape),
             microns_per_pixel=slide.microns_per_pixel,
+            left_out=left_out,
             registration={
                 "patch_rms_px": max(fit.rms_px for fit in fits),
                 "patch_max_px": max(fit.max_px for fit in fits),
@@ -221,9 +225,7 @@ def choose_patches(in_tissue: np.ndarray, min_tissue: float) -> np.ndarray:
     return np.argwhere((share >= min_tissue) & (share > 0)).astype(np.int32) * PATCH_BINS
 
 
-def resample(
-    image: zarr.Array | np.ndarray, fit: GridFit, row: int, col: int, shape: tuple[int, int]
-) -> np.ndarray:
+def resample(image: Pixels, fit: GridFit, row: int, col: int, shape: tuple[int, int]) -> np.ndarray:
     """H&E of one block of the grid, uint8 ``[height, width, 3]``, 224 pixels per 128 bins.
 
     Pixel p of the result lies at bin coordinate ``row + (p + 0.5) * 128 / 224 - 0.5``, so that
@@ -261,18 +263,6 @@ def resample(
             )
         )
     return np.rint(np.stack(channels, axis=2)).astype(np.uint8)
-
-
-def _masked(positions: Positions, image: Path, mask: Path) -> Positions:
-    """Take bins that are dark in a picture of the image's field of view out of the tissue."""
-    with open_image(image) as opened:
-        size = opened.shape[:2]
-    kept = read_mask(mask, size)
-    rows, cols = (
-        np.nan_to_num((pixel + 0.5) * n / full - 0.5).round().clip(0, n - 1).astype(int)
-        for pixel, n, full in zip((positions.y, positions.x), kept.shape, size, strict=True)
-    )
-    return positions._replace(in_tissue=positions.in_tissue & kept[rows, cols])
 
 
 def _write_totals(group: zarr.Group, counts: sp.csc_array, in_tissue: np.ndarray) -> None:
@@ -334,7 +324,7 @@ def _write_truth(
 
 def _write_images(
     group: zarr.Group,
-    image: zarr.Array | np.ndarray,
+    image: Pixels,
     grid: Positions,
     section: GridFit,
     origin: np.ndarray,

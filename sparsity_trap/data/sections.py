@@ -7,7 +7,6 @@ twice, normalised values in place of counts, bins of another width, an image of 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,19 +14,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sparsity_trap.bins import BIN_UM
-from sparsity_trap.data.geometry import coarse_fit
-from sparsity_trap.data.image import open_image, read_mask
+from sparsity_trap.data.guards import (
+    check_geometry,
+    check_image,
+    check_names,
+    check_placement,
+    read_geometry,
+)
 from sparsity_trap.data.matrix import check_counts, open_matrix
 from sparsity_trap.data.spaceranger import (
     IMAGE_NAMES,
     MATRIX,
     POSITIONS,
     SCALES,
-    SPATIAL,
     Slide,
     open_slide,
-    read_positions,
 )
 from sparsity_trap.presets import first_problem, load_preset, read_yaml
 from sparsity_trap.settings import SIMULATION, Name, Preset, Runs, UserError
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
 _BLOCKS, _BLOCK = 24, 4096
 
 _IMAGE_HEAD, _IMAGE_BLOCK = 1 << 20, 1 << 16  # bytes
-
-#: How far a bin width measured from pixel positions may be from 2 µm, as a share of it. Real
-#: sections agree to 0.1 %; the scale factors of another scan do not.
-_SCALE_TOLERANCE = 0.02
-
-#: Share of tissue bins that may lie outside the image. The capture area may reach over its edge:
-#: in the public section P2, 8 % of all bins and 0.06 % of tissue bins do.
-_OUTSIDE = 0.01
 
 
 class Section(BaseModel):
@@ -249,16 +242,17 @@ def check_files(path: Path | str, name: str, section: Section) -> None:
 def check_section(name: str, section: Section) -> None:
     """Raise ``UserError`` when a section would mislead: one sentence, which names the patient.
 
-    Counts must be raw, bins 2 µm wide, and the image the one that the positions refer to. Takes
-    seconds per full section: positions are read whole, all else is sampled.
+    Counts must be raw, bins 2 µm wide and measured, and the image the one that the positions refer
+    to. Takes seconds per full section: positions and barcodes are read whole, all else is sampled.
     """
     try:
         slide = open_slide(section.outs, section.image)
         check_raw(slide)
-        step, pixels = bin_geometry(slide)
-        check_bin_width(slide, step)
-        check_image(slide, pixels)
-        check_mask(section, slide)
+        geometry = read_geometry(slide, section.mask)
+        check_names(slide)
+        check_geometry(slide, geometry)
+        check_image(slide, geometry)
+        check_placement(slide, geometry)
     except UserError as error:
         raise UserError(f"section {name}: {error}") from None
 
@@ -275,88 +269,6 @@ def check_raw(slide: Slide) -> None:
             f"{path} has barcode {foreign[0].decode(errors='replace')}, not that of a 2 µm bin: "
             "give the matrix in binned_outputs/square_002um"
         )
-
-
-def bin_geometry(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
-    """Measure where bins lie in the image.
-
-    Returns
-    -------
-    step
-        Pixels from a bin to the next along array rows and columns, ``[2]``.
-    pixels
-        Pixel row and column of each tissue bin, ``[2, bins]``.
-
-    Raises
-    ------
-    UserError
-        No bin lies in tissue, or the bins do not span the plane.
-    """
-    in_tissue, y, x = read_positions(slide.outs)
-    if not in_tissue.any():
-        raise UserError(
-            f"{slide.outs / POSITIONS} has no bin in tissue: detect tissue again, or leave the "
-            "section out"
-        )
-    stride = max(1, min(16, min(y.shape) // 2))
-    step = np.linalg.norm(coarse_fit(y, x, stride).matrix[:, :2], axis=0)
-    return step, np.stack([y[in_tissue], x[in_tissue]])
-
-
-def check_bin_width(slide: Slide, step: np.ndarray) -> None:
-    """Raise ``UserError`` when positions and scale factors disagree on the width of a bin."""
-    width = step * slide.microns_per_pixel
-    if not np.allclose(width, BIN_UM, rtol=_SCALE_TOLERANCE):
-        raise UserError(
-            f"bins in {slide.outs / POSITIONS} are {width[0]:.3g} x {width[1]:.3g} µm apart at "
-            f"{slide.microns_per_pixel:g} µm per pixel, not {BIN_UM:g}: give the positions and "
-            "scalefactors_json.json of one run, both from square_002um"
-        )
-
-
-def check_image(slide: Slide, pixels: np.ndarray) -> None:
-    """Raise ``UserError`` when the image cannot be the one the section was aligned to.
-
-    All but a few tissue bins, ``pixels`` ``[2, bins]``, must lie inside it. Where Space Ranger's
-    downsized copy is at hand, that must have been made from an image of this size: in a larger copy
-    of the right image, all bins lie inside, at the wrong places.
-    """
-    remedy = (
-        "give the full-resolution image that Space Ranger was run on for this section, not a "
-        "resized copy or that of another"
-    )
-    with open_image(slide.image) as image:
-        size = np.array(image.shape[:2])
-    outside = 1 - ((pixels >= 0) & (pixels <= size[:, None] - 1)).all(axis=0).mean()
-    if outside > _OUTSIDE:
-        raise UserError(
-            f"{outside:.0%} of tissue bins lie outside {slide.image} of {size[0]} x {size[1]} "
-            f"pixels: {remedy}"
-        )
-    copy = slide.outs / SPATIAL / "tissue_hires_image.png"
-    scale = json.loads((slide.outs / SCALES).read_text()).get("tissue_hires_scalef")
-    if not scale or not copy.is_file():
-        return
-    from PIL import Image
-
-    try:
-        with Image.open(copy) as picture:
-            expected = np.array(picture.size[::-1]) / scale
-    except OSError:
-        return  # it is not read for anything else
-    # The copy's size is rounded to whole pixels, each of which is many of the original.
-    if (np.abs(size - expected) > 2 / scale).any():
-        raise UserError(
-            f"{slide.image} has {size[0]} x {size[1]} pixels, but {copy.name} was made from "
-            f"{expected[0]:.0f} x {expected[1]:.0f}: {remedy}"
-        )
-
-
-def check_mask(section: Section, slide: Slide) -> None:
-    """Raise ``UserError`` when the mask cannot be of the same field of view as the image."""
-    if section.mask is not None:
-        with open_image(slide.image) as image:
-            read_mask(section.mask, image.shape)
 
 
 def check_distinct(name: str, sections: Mapping[str, Section]) -> None:

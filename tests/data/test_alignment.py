@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
 
 from sparsity_trap.data import alignment as registration
+from sparsity_trap.data.geometry import GridFit
 
 
 def section(shift: tuple[int, int], patches: int = 4) -> tuple[list, list]:
@@ -49,3 +51,17 @@ def test_stripes_are_estimated_in_spite_of_tissue_edges():
         measured = lines & (factor != 1)
         assert np.corrcoef(np.log(local[measured]), np.log(factor[measured]))[0, 1] > 0.9
         assert (factor[~lines] == 1).all()
+
+
+def test_real_counts_follow_their_image(shared_data):
+    """Of patient P5, of one to three genes a tile: as placed, and hardly when turned."""
+    with np.load(shared_data / "p5_crc_2um_tiles" / "p5_crc_2um_tiles.npz") as tiles:
+        he, tile, counts = tiles["he"], tiles["pair_tile"], tiles["pair_counts"]
+    found = []
+    for number in range(0, len(he), 2):
+        total = counts[tile == number].sum(0, dtype=np.int32)
+        fit = GridFit(np.array([[1.0, 0, 0], [0, 1, 0]]), 0, 0)
+        found.append(registration.follow(he[number], fit, total, microns_per_pixel=2.0))
+    mean = pd.DataFrame(found).mean()
+    turned = mean.filter(regex="upside|mirrored")
+    assert mean[registration.AS_PLACED] > 0.15 and (turned < 0.1).all() and len(turned) == 6

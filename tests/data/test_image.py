@@ -52,7 +52,7 @@ def test_pyramid_gives_full_resolution(tmp_path):
 def test_image_that_is_not_8_bit_rgb(tmp_path):
     tifffile.imwrite(tmp_path / "grey.tif", np.zeros((9, 9), np.uint16))
     with (
-        pytest.raises(UserError, match="grey.tif has shape .*8-bit RGB"),
+        pytest.raises(UserError, match="grey.tif has samples of 16 bits .*8-bit RGB"),
         open_image(tmp_path / "grey.tif"),
     ):
         pass
@@ -102,6 +102,9 @@ def test_damaged_picture_names_the_remedy(tmp_path):
         pass
 
 
+PNG = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+
+
 def half(values: tuple[int, int], dtype: str = "uint8") -> np.ndarray:
     """A picture of 20 x 10 pixels whose upper quarter holds the first value."""
     picture = np.full((20, 10), values[1], dtype)
@@ -109,22 +112,77 @@ def half(values: tuple[int, int], dtype: str = "uint8") -> np.ndarray:
     return picture
 
 
+def transparent(values: tuple[int, int]) -> Image.Image:
+    """White, and nothing to be seen in its upper quarter."""
+    white = np.full((20, 10, 4), 255, np.uint8)
+    white[..., 3] = half(values)
+    return Image.fromarray(white)
+
+
+def indexed(colours: list[int]) -> Image.Image:
+    picture = Image.fromarray(half((0, 1))).convert("P")
+    picture.putpalette(colours)
+    return picture
+
+
+MASKS = {
+    "255": Image.fromarray(half((0, 255))),
+    "1": Image.fromarray(half((0, 1))),
+    "class 3 of 5": Image.fromarray(half((3, 5))),
+    "grey": Image.fromarray(half((150, 200))),
+    "16 bit": Image.fromarray(half((0, 60_000), "uint16")),
+    "32 bit": Image.fromarray(half((0, 70_000), "int32")),
+    "real": Image.fromarray(half((0, 1), "float32")),
+    "not a number": Image.fromarray(np.where(half((0, 1)), 1, np.nan).astype("float32")),
+    "bits": Image.fromarray(half((0, 255)) > 0),
+    "colours": Image.fromarray(half((0, 255))).convert("RGB"),
+    "red": Image.merge("RGB", [Image.fromarray(half((0, v))) for v in (200, 0, 0)]),
+    "opaque": Image.fromarray(half((0, 255))).convert("LA"),
+    "transparent": transparent((0, 255)),
+    "palette": Image.fromarray(half((0, 255))).convert("P"),
+    "palette of colours": indexed([0, 0, 0, 30, 200, 30]),
+    "palette of dark blue": indexed([0, 0, 0, 0, 0, 1]),
+    "cmyk": Image.fromarray(half((0, 255))).convert("RGB").convert("CMYK"),
+    "ycbcr": Image.fromarray(half((0, 255))).convert("RGB").convert("YCbCr"),
+    "cielab": Image.fromarray(half((0, 255))).convert("RGB").convert("LAB"),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_every_kind_mean_the_same(tmp_path, name):
+    path = tmp_path / ("mask.png" if MASKS[name].mode in PNG else "mask.tif")
+    MASKS[name].save(path)
+    assert np.array_equal(read_mask(path, (400, 200)), half((0, 1)) > 0)
+
+
+@pytest.mark.parametrize("value", [1, 3, 127, 255])
+def test_mask_of_one_number(tmp_path, value):
+    for number in (value, 0):
+        Image.fromarray(np.full((20, 10), number, np.uint8)).save(tmp_path / "mask.png")
+        assert (read_mask(tmp_path / "mask.png", (400, 200)) == bool(number)).all()
+
+
+def test_mask_that_a_viewer_turns(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(half((0, 255))[::-1]).save(tmp_path / "mask.png", exif=exif)
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (400, 200)), half((0, 1)) > 0)
+
+
 @pytest.mark.parametrize(
     "picture",
     [
-        Image.fromarray(half((0, 255))),
-        Image.fromarray(half((0, 1))),
-        Image.fromarray(half((0, 60_000), "uint16")),
-        Image.fromarray(half((0, 255)) > 0),
-        Image.fromarray(half((0, 255))).convert("RGB"),
-        Image.fromarray(half((0, 255))).convert("LA"),
-        Image.fromarray(half((0, 255))).convert("P"),
+        np.arange(200, dtype=np.uint16).reshape(20, 10),  # cells
+        np.repeat([0, 1, 2, 3], 50).reshape(20, 10).astype(np.uint8),  # classes
+        np.repeat([0, 3, 3, 3, 3, 3, 3, 3, 3, 2], 20).reshape(20, 10).astype(np.uint8),
+        half((0, 1), "int32") - 1,
     ],
-    ids=["255", "1", "16 bit", "bits", "colours", "transparent", "palette"],
+    ids=["cells", "classes", "a rare class", "negative"],
 )
-def test_masks_of_every_kind_mean_the_same(tmp_path, picture):
-    picture.save(tmp_path / "mask.png")
-    assert np.array_equal(read_mask(tmp_path / "mask.png", (400, 200)), half((0, 1)) > 0)
+def test_what_is_more_than_dark_and_bright_is_no_mask(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "mask.tif")
+    with pytest.raises(UserError, match=r"mask .*mask.tif holds .*: save it with 0 where"):
+        read_mask(tmp_path / "mask.tif", (400, 200))
 
 
 def test_smoothed_and_compressed_masks(tmp_path):
@@ -134,22 +192,22 @@ def test_smoothed_and_compressed_masks(tmp_path):
     expected = np.arange(200) >= 50
     assert np.array_equal(read_mask(tmp_path / "mask.jpg", (400, 200)).all(1), expected)
     assert np.array_equal(read_mask(tmp_path / "mask.jpg", (400, 200)).any(1), expected)
-    Image.new("L", (10, 20)).save(tmp_path / "black.png")
-    assert not read_mask(tmp_path / "black.png", (400, 200)).any()
+    Image.new("L", (100, 200), 254).save(tmp_path / "white.jpg")
+    assert read_mask(tmp_path / "white.jpg", (400, 200)).all()
 
 
 @pytest.mark.parametrize("spoil", ["missing", "text", "cut", "huge", "shape"])
 def test_mask_that_cannot_be(tmp_path, spoil, monkeypatch):
     mask = tmp_path / "mask.png"
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
-    Image.fromarray(noise).save(mask)
+    noise = np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8)
+    Image.fromarray(255 * noise).save(mask)
     assert read_mask(mask, (640, 642)).shape == (64, 64)
     if spoil == "missing":
         mask.unlink()
     elif spoil == "text":
         mask.write_text("none")
     elif spoil == "cut":
-        mask.write_bytes(mask.read_bytes()[:2000])
+        mask.write_bytes(mask.read_bytes()[:200])
     elif spoil == "huge":
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     shape = (640, 800) if spoil == "shape" else (640, 640)

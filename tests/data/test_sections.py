@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from spaceranger import write_outs
 
+from sparsity_trap.data import guards, tissue
 from sparsity_trap.data import sections as cohorts
 from sparsity_trap.data.sections import content_hash, load_cohort, read_cohort
 from sparsity_trap.data.spaceranger import MATRIX, SCALES, SPATIAL, open_slide
@@ -237,9 +238,9 @@ def test_image_of_another_size_than_space_ranger_saw(folder):
 
 def test_mask_has_the_shape_of_the_image(folder):
     write(folder, "patients: {P1: {outs: P1/outs, mask: mask.png}, P2: {outs: P2/outs}}")
-    Image.new("L", (32, 32)).save(folder / "mask.png")
+    Image.new("L", (32, 32), 255).save(folder / "mask.png")
     check(folder)
-    Image.new("L", (32, 20)).save(folder / "mask.png")
+    Image.new("L", (32, 20), 255).save(folder / "mask.png")
     with pytest.raises(UserError, match="section P1: mask .* 20 x 32 .*whole image"):
         check(folder)
 
@@ -264,21 +265,23 @@ def test_real_positions_fit_their_image(shared_data, tmp_path, monkeypatch):
     scales = json.loads(next(source.parent.rglob("scalefactors*.json")).read_text())
     shutil.copy(source, outs / SPATIAL / "tissue_positions.parquet")
     (outs / SCALES).write_text(json.dumps(scales | {"bin_size_um": 2.0}))
-    slide = open_slide(outs)
-    step, pixels = cohorts.bin_geometry(slide)
-    np.testing.assert_allclose(step * slide.microns_per_pixel, 16, rtol=2e-3)
+    # Of the matrix, no bin is there; of the image, only the published size is needed.
+    monkeypatch.setattr(tissue, "read_depth", lambda path, shape: np.zeros(shape, np.int32))
 
-    # Published image sizes at full resolution; only the shape is needed to check.
     @contextmanager
     def image(_):
         yield np.broadcast_to(np.uint8(255), (*size, 3))
 
-    monkeypatch.setattr(cohorts, "open_image", image)
+    monkeypatch.setattr(tissue, "open_image", image)
+    monkeypatch.setattr(guards, "open_image", image)
     size = 48_740, 75_250
-    cohorts.check_image(slide, pixels)
+    slide = open_slide(outs)
+    geometry = guards.read_geometry(slide)
+    np.testing.assert_allclose(geometry.step * slide.microns_per_pixel, 16, rtol=2e-3)
+    guards.check_image(slide, geometry)
     size = 12_185, 18_812
     with pytest.raises(UserError, match="of tissue bins lie outside"):
-        cohorts.check_image(slide, pixels)
+        guards.check_image(slide, guards.read_geometry(slide))
 
 
 def test_preset_takes_the_patients_of_a_cohort(folder):

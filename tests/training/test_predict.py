@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from sparsity_trap import settings as config
 from sparsity_trap.cells import ALL_CELLS, score_genes
 from sparsity_trap.data.cells import MAPPINGS, read_cells
 from sparsity_trap.data.genes import PANEL, panel_table
+from sparsity_trap.data.geometry import GridFit
+from sparsity_trap.data.image import open_image, small_images
 from sparsity_trap.data.patches import PatchStore, write_store
 from sparsity_trap.data.sections import Section
 from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, Slide, open_slide
@@ -374,7 +377,7 @@ def nearest(adata, points: np.ndarray, number: int = 1) -> tuple[np.ndarray, np.
     return cKDTree(adata.obsm["spatial"]).query(points, number)
 
 
-def test_image_alone_predicts_what_the_store_predicts(preset, simulated, tmp_path):
+def test_image_alone_predicts_what_the_store_predicts(preset, simulated, tmp_path, monkeypatch):
     """A section whose grid lies as the tiles of the image do, upside down."""
     _, slide = simulated
     image = tifffile.imread(slide.image)[:600, :560]
@@ -384,6 +387,7 @@ def test_image_alone_predicts_what_the_store_predicts(preset, simulated, tmp_pat
     store, own = cut(outs, tmp_path / "P1.zarr", FEW, "P1")
     folder = write_run(preset.model_copy(update={"name": "tiles"}), store.images[:], FEW)
     Image.fromarray(np.full((60, 56), 1, np.uint8)).save(tmp_path / "mask.png")
+    monkeypatch.setattr(predict, "tissue_mask", lambda small, um: np.ones(small.shape[:2], bool))
     for um in (2, 8):
         section = predict_section(folder, store, own, bin_um=um)
         alone = predict_image(
@@ -427,6 +431,73 @@ def test_image_alone_agrees_on_a_turned_section(preset, simulated):
             [np.corrcoef(found[:, g], expected[:, g])[0, 1] for g in range(len(PANEL))]
         )
     assert agreement.pop("right") > max(0.6, *(value + 0.3 for value in agreement.values()))
+
+
+@pytest.mark.parametrize("spoil", ["missing", "link", "text", "cut", "of another", "no scale"])
+def test_small_pictures_that_cannot_be_read(simulated, tmp_path, spoil):
+    """Copying a run may leave links that lead nowhere, or the text of links, in their place."""
+    slide = simulated[1]
+    with open_image(slide.image) as image:
+        made, factors = small_images(image)
+    folder = tmp_path / "outs" / POSITIONS.parent
+    folder.mkdir(parents=True)
+    small = folder / "tissue_lowres_image.png"
+    for name in ("hires", "lowres"):
+        Image.fromarray(255 - made[name]).save(folder / f"tissue_{name}_image.png")
+    scales = folder / "scalefactors_json.json"
+    scales.write_text(json.dumps(factors))
+    copy = replace(slide, outs=tmp_path / "outs")
+    own, _ = predict._pictures(copy)
+    assert np.array_equal(own["lowres"], 255 - made["lowres"])
+    whole = small.read_bytes()
+    if spoil == "no scale":
+        scales.write_text(json.dumps({**factors, "tissue_lowres_scalef": None}))
+    elif spoil == "of another":
+        Image.new("RGB", (40, 90)).save(small)
+    else:
+        small.unlink()
+    if spoil == "link":
+        small.symlink_to("../../../spatial/tissue_lowres_image.png")
+    elif spoil == "text":
+        small.write_text("../../../spatial/tissue_lowres_image.png")
+    elif spoil == "cut":
+        small.write_bytes(whole[: len(whole) // 2])
+    found, scale = predict._pictures(copy)
+    assert scale == factors and all(np.array_equal(found[name], made[name]) for name in made)
+
+
+def test_only_histology_is_predicted(run_dir, simulated, tmp_path):
+    """Neither fluorescence nor what was not scanned."""
+    image = tifffile.imread(simulated[1].image)
+    options = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "dark.tif", 255 - image, **options)
+    with pytest.raises(UserError, match="dark.tif is not pink on white glass"):
+        predict_image(run_dir, tmp_path / "dark.tif", 0.5)
+    path = tmp_path / "half.tif"
+    tifffile.imwrite(path, image, **options)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag, across = file.pages[0].tags["TileByteCounts"], -(-image.shape[1] // 64)
+        sizes = np.array(tag.value).reshape(-1, across)
+        sizes[:, across // 2 :] = 0
+        tag.overwrite(sizes.ravel().tolist())
+    found = predict_image(run_dir, path, 0.5, genes=["DES"])
+    assert found.n_obs > 100 and found.obsm["spatial"][:, 0].max() < across // 2 * 64 + 8
+
+
+def test_mask_leaves_out_tissue_and_adds_no_glass(tmp_path):
+    """As for a cohort, where it adds no bin to those in tissue."""
+    image = np.full((1100, 1100, 3), 243, np.uint8)
+    image[30:1070, 30:560] = 200, 120, 170
+    drawn = np.ones((110, 110), np.uint8)
+    for name, top in (("white.png", 0), ("half.png", 55)):
+        drawn[:top] = 0
+        Image.fromarray(drawn).save(tmp_path / name)
+    fit = GridFit(np.array([[4, 0, 1.5], [0, 4, 1.5]]), 0, 0)
+    masks = None, tmp_path / "white.png", tmp_path / "half.png"
+    plain, white, half = (predict._tissue_of(image, image, 0.5, fit, mask) for mask in masks)
+    assert np.array_equal(plain, white) and 0.2 < plain[:275, :275].mean() < 0.6
+    below = np.arange(len(plain))[:, None] * 4 + 2 >= 550
+    assert np.array_equal(half, plain & below)
 
 
 def test_tissue_mask_follows_the_simulated_tissue(simulated):
@@ -489,7 +560,7 @@ def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_pat
     other = write_outs(tmp_path / "outs", np.ones((3, 20, 20), int), FEW)
     with pytest.raises(UserError, match="of the same section"):
         predict_section(run_dir, store, open_slide(other))
-    with pytest.raises(UserError, match="microns_per_pixel is 0.0"):
+    with pytest.raises(UserError, match="microns_per_pixel is 0 for"):
         predict_image(run_dir, slide.image, 0.0)
     with pytest.raises(UserError, match="none.tif does not exist"):
         predict_image(run_dir, tmp_path / "none.tif", 0.5)

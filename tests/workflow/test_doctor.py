@@ -9,10 +9,12 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from spaceranger import write_outs
 
 from sparsity_trap import encoders
 from sparsity_trap.data.genes import PANEL
+from sparsity_trap.data.sections import Section
 from sparsity_trap.presets import load_preset
 from sparsity_trap.settings import Genes, UserError
 
@@ -34,10 +36,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_section(outs, seed, genes=PANEL):
+def write_section(outs, seed, genes=PANEL, **options):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    write_outs(outs, rng.poisson(0.3, (len(genes), 12, 16)), genes, image=image)
+    write_outs(outs, rng.poisson(0.3, (len(genes), 12, 16)), genes, image=image, **options)
 
 
 def matrix(outs):
@@ -63,7 +65,7 @@ def test_sound_sections(folder):
     assert "versions not recorded" in files.found and "GRCh38" in files.found
     (image,) = of(rows, "P2 image")
     assert "64 x 64 pixels of 0.5 µm" in image.found
-    for check in ("counts", "genes", "bins", "positions"):
+    for check in ("counts", "genes", "bins", "positions", "placement", "left out"):
         assert len(of(rows, f"P1 {check}")) == len(of(rows, f"P2 {check}")) == 1
     assert of(rows, "duplicates")[0].state == "ok"
 
@@ -115,6 +117,57 @@ def test_every_fault_has_its_row(folder):
     assert failed["P5 files"].mend == "copy it again"
     assert "patients.P6.outs" in failed["P6 files"].found
     assert "sections P1 and P4 are the same section" in failed["duplicates"].found
+
+
+def rows_of(folder, mask=None, **options):
+    """Rows of a section of 12 x 16 bins of one gene."""
+    write_section(folder / "outs", 3, genes=["ACTB"], **options)
+    return list(doctor.section("P3", Section(outs=folder / "outs", mask=mask)))
+
+
+def test_an_image_too_coarse_for_the_bins(tmp_path):
+    rows, cols = np.indices((12, 16))
+    place = {"y": 20 + rows / 3, "x": 20 + cols / 3, "microns_per_pixel": 6.0}
+    (image,) = of(rows_of(tmp_path, **place), "P3 image")
+    assert image.state == "FAIL" and "microns_per_pixel is 6 " in image.found
+
+
+def test_bins_that_are_left_out_are_counted(tmp_path):
+    measured = np.ones((12, 16), bool)
+    (lost,) = of(rows_of(tmp_path / "all", measured=measured), "P3 left out")
+    assert lost[1:3] == ("ok", "no bin in tissue")
+    measured[:2] = False
+    (lost,) = of(rows_of(tmp_path / "some", measured=measured), "P3 left out")
+    assert lost.state == "warn" and lost.found == "32 bins not in the matrix"
+
+
+@pytest.mark.parametrize(
+    ("mask", "state", "found"),
+    [
+        (np.ones((32, 32)), "warn", "leaves out 0 of 192 bins in tissue"),
+        (np.repeat([[0], [1]], 16, 0) * np.ones((1, 32)), "ok", "leaves out 128 of 192"),
+        (np.zeros((32, 32)), "FAIL", "dark at every bin"),
+        (np.arange(32) % 4 * np.ones((32, 1)), "FAIL", "more than dark and bright"),
+    ],
+)
+def test_mask_of_a_section(tmp_path, mask, state, found):
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask.astype(np.uint8)).save(path)
+    said = [row for row in rows_of(tmp_path, path) if "mask.png" in row.found]
+    assert len(said) == 1 and said[0].state == state and found in said[0].found
+
+
+def test_counts_that_do_not_follow_the_image(tmp_path):
+    """Of another section, say; nothing shows that the image lies otherwise."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(60, 240, (140, 140, 3), dtype=np.uint8)
+    rows, cols = np.indices((130, 130))
+    outs = write_outs(
+        tmp_path / "outs", rng.poisson(0.3, (1, 130, 130)), ["ACTB"], y=1.0 * rows, x=1.0 * cols,
+        image=image, microns_per_pixel=1.0,
+    )  # fmt: skip
+    (row,) = of(doctor.section("P1", Section(outs=outs)), "P1 placement")
+    assert row.state == "warn" and "hardly follow the image" in row.found
 
 
 def test_a_bad_preset_or_cohort_file_stops_nothing(folder):
