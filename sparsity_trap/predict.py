@@ -25,10 +25,11 @@ from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.data.geometry import GridFit, Orientation, coarse_fit, orientation_of
 from sparsity_trap.data.image import open_image, read_mask, small_images, tissue_mask
 from sparsity_trap.data.patches import PatchStore, choose_patches, patch_window, resample
-from sparsity_trap.data.spaceranger import SPATIAL, Slide, read_positions
+from sparsity_trap.data.spaceranger import SPATIAL, Slide, read_positions, read_scales
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import building, commit
+from sparsity_trap.inputs import check_file
 from sparsity_trap.model import Model
 from sparsity_trap.progress import track
 from sparsity_trap.settings import MARKS, Preset, Run, UserError
@@ -81,8 +82,7 @@ def load_model(run_dir: Path | str) -> Trained:
     """
     folder = Path(run_dir)
     for name in ("provenance.json", "genes.parquet", "checkpoint.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} does not exist: give the folder of a finished run")
+        check_file(folder / name, "give the folder of a finished run")
     try:
         return _read_run(folder)
     except (
@@ -369,7 +369,7 @@ def _pictures(slide: Slide) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     from PIL import Image
 
     folder = slide.outs / SPATIAL
-    scales = json.loads((folder / "scalefactors_json.json").read_text())
+    scales = read_scales(slide.outs)
     paths = {name: folder / f"tissue_{name}_image.png" for name in ("hires", "lowres")}
     keys = [f"tissue_{name}_scalef" for name in paths]
     if all(path.is_file() for path in paths.values()) and set(keys) <= set(scales):

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sparsity_trap.bins import BIN_UM, PATCH_BINS
+from sparsity_trap.inputs import is_dir
 from sparsity_trap.presets import load_preset, other_worlds
+from sparsity_trap.progress import say
 from sparsity_trap.settings import ROOT, Preset, UserError
 
 #: Packages whose version can change a result or whether a file can be read.
@@ -319,9 +321,10 @@ def _mask(this, slide) -> Iterator[Row]:
 
 def _versions(matrix: Path) -> str:
     """What a matrix says of the software and references it was made with."""
-    import h5py
+    from sparsity_trap.data.matrix import open_matrix
 
-    with h5py.File(matrix) as file:
+    with open_matrix(matrix) as group:
+        file = group.file
         versions = [
             f"{label} {value.decode() if isinstance(value, bytes) else value}"
             for key, label in (("software_version", "written by"), ("version", "matrix version"))
@@ -349,16 +352,16 @@ def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
         return
     readable = {}
     for name, this in cohort.patients.items():
-        if cohort_file is None and not this.outs.is_dir():
-            mend = "make download gets the public sections; name your own in a cohort file"
-            yield Row(f"{name} files", "FAIL", f"{this.outs} does not exist", mend)
-            continue
-        if cohort_file is not None:
-            try:
+        try:
+            if cohort_file is not None:
                 cohorts.check_files(cohort_file, name, this)
-            except UserError as error:
-                yield _failed(f"{name} files", error)
+            elif not is_dir(this.outs):
+                mend = "make download gets the public sections; name your own in a cohort file"
+                yield Row(f"{name} files", "FAIL", f"{this.outs} does not exist", mend)
                 continue
+        except UserError as error:
+            yield _failed(f"{name} files", error)
+            continue
         rows = list(_guarded(f"{name} files", partial(section, name, this, preset)))
         yield from rows
         if all(row.state == "ok" for row in rows[:2]):
@@ -423,9 +426,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     preset = partial(load_preset, given.preset, given.source)
     rows = list(examine(preset, given.cohort, not given.offline))
-    print(table(rows))
+    say(table(rows))
     warned, failed = (sum(row.state == state for row in rows) for state in ("warn", "FAIL"))
-    print(f"\n{len(rows)} checks: {failed} failed, {warned} with a warning")
+    say(f"\n{len(rows)} checks: {failed} failed, {warned} with a warning")
     return int(failed > 0)
 
 

@@ -7,7 +7,6 @@ twice, normalised values in place of counts, bins of another width, an image of 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,9 @@ from sparsity_trap.data.spaceranger import (
     Slide,
     open_slide,
     read_positions,
+    read_scales,
 )
+from sparsity_trap.inputs import check_file, is_dir, is_file
 from sparsity_trap.presets import first_problem, load_preset, read_yaml
 from sparsity_trap.settings import SIMULATION, Name, Preset, Runs, UserError
 
@@ -66,7 +67,7 @@ class Section(BaseModel):
     def files(self) -> list[Path]:
         """What is read of the section, of what is there; the reader names what is missing."""
         own = [self.outs / name for name in (MATRIX, POSITIONS, SCALES, *IMAGE_NAMES)]
-        return [file for file in (*own, self.image, self.mask) if file and file.is_file()]
+        return [file for file in (*own, self.image, self.mask) if file and is_file(file)]
 
 
 class Cohort(BaseModel):
@@ -92,8 +93,7 @@ def read_cohort(path: Path | str) -> Cohort:
         invalid key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: copy cohort.example.yaml and fill in your folders")
+    check_file(path, "copy cohort.example.yaml and fill in your folders")
     content = read_yaml(path)
     try:
         cohort = Cohort.model_validate(content)
@@ -173,7 +173,7 @@ def real_section(preset: Preset, patient: str) -> Section:
     section = real_sections(preset)[patient]
     if preset.cohort_file is not None:
         check_files(preset.cohort_file, patient, section)
-    elif not section.outs.is_dir():
+    elif not is_dir(section.outs):
         raise UserError(
             f"{section.outs} does not exist: put the Space Ranger output of patient {patient} "
             "there (or a link to it), with its full-resolution image, give a cohort file "
@@ -232,18 +232,20 @@ def with_cohort(preset: Preset, path: Path | str) -> Preset:
 
 def check_files(path: Path | str, name: str, section: Section) -> None:
     """Raise ``UserError`` when a file or folder of one patient does not exist."""
-    if not section.outs.is_dir():
+    if not is_dir(section.outs):
         raise UserError(
             f"{path}: patients.{name}.outs: {section.outs} is not a folder: give the outs folder "
             "of Space Ranger (relative paths are relative to the cohort file)"
         )
     for key, what in (("image", "full-resolution H&E"), ("mask", "mask, or leave the key out")):
         file = getattr(section, key)
-        if file is not None and not file.is_file():
+        if file is not None and not is_file(file):
             raise UserError(
                 f"{path}: patients.{name}.{key}: {file} is not a file: give the {what} "
                 "(relative paths are relative to the cohort file)"
             )
+        if file is not None:
+            check_file(file, f"give the {what}")
 
 
 def check_section(name: str, section: Section) -> None:
@@ -298,6 +300,12 @@ def bin_geometry(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
             f"{slide.outs / POSITIONS} has no bin in tissue: detect tissue again, or leave the "
             "section out"
         )
+    unknown = (np.isnan(y) | np.isnan(x))[in_tissue]
+    if unknown.any():
+        raise UserError(
+            f"{slide.outs / POSITIONS}: pixel positions of {unknown.sum()} of {unknown.size} "
+            "tissue bins are missing: give Space Ranger's own table"
+        )
     stride = max(1, min(16, min(y.shape) // 2))
     step = np.linalg.norm(coarse_fit(y, x, stride).matrix[:, :2], axis=0)
     return step, np.stack([y[in_tissue], x[in_tissue]])
@@ -334,7 +342,7 @@ def check_image(slide: Slide, pixels: np.ndarray) -> None:
             f"pixels: {remedy}"
         )
     copy = slide.outs / SPATIAL / "tissue_hires_image.png"
-    scale = json.loads((slide.outs / SCALES).read_text()).get("tissue_hires_scalef")
+    scale = read_scales(slide.outs).get("tissue_hires_scalef")
     if not scale or not copy.is_file():
         return
     from PIL import Image

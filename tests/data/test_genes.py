@@ -40,9 +40,9 @@ def test_a_table_gives_genes_and_categories_in_order(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "cannot be read"),
-        ("gene\n", "no column 'gene' or a line without one"),
-        ("gene,category\nDES,stromal\n,stromal\n", "a line without one"),
+        ("", "is empty"),
+        ("gene\n", "no column 'gene' or no line"),
+        ("gene,category\nDES,stromal\n,stromal\n", "a line has no gene"),
         ("gene\nDES\nVIM\nDES\n", "gene DES occurs twice"),
         ("symbol,category\nDES,stromal\n", "no column 'gene'"),
         ("DES\nVIM\n", "no column 'gene'"),
@@ -61,9 +61,9 @@ def test_a_faulty_list_is_refused(tmp_path, text, problem):
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):
-    (tmp_path / "panel.csv").write_bytes(b"\xff\xfe\x00g")
-    for name in ("panel.csv", "none.csv"):
-        with pytest.raises(UserError, match="cannot be read"):
+    (tmp_path / "panel.csv").write_bytes(b"\xff\x00g")
+    for name, problem in (("panel.csv", "save it as UTF-8"), ("none.csv", "does not exist")):
+        with pytest.raises(UserError, match=problem):
             load_panel(tmp_path / name)
 
 
