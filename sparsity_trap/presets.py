@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from sparsity_trap.inputs import read_text
-from sparsity_trap.settings import REPEAT, ROOT, Preset, UserError
+from sparsity_trap.settings import NAME, REPEAT, ROOT, Preset, UserError
 
 PRESETS = ROOT / "presets"
 
@@ -35,8 +36,14 @@ def load_preset(name: str, source: str = "") -> Preset:
     """
     name, _, world = name.partition("/")
     path = PRESETS / f"{name}.yaml"
-    if not path.is_file() or path == ARMS:
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml") if p != ARMS))
+    if not re.fullmatch(NAME, name) or not path.is_file() or path == ARMS:
+        named = [p.stem for p in PRESETS.glob("*.yaml") if p != ARMS]
+        if name in named:
+            raise UserError(
+                f"preset '{name}' cannot name a folder ({path}): rename its file with letters, "
+                "digits, _ . + -"
+            )
+        known = ", ".join(sorted(named))
         raise UserError(f"preset '{name}' does not exist ({path}): choose one of {known}")
     content = read_yaml(path)
     content = {"name": name, **content}

@@ -123,7 +123,8 @@ def read_genes(
 
         raise UserError(
             f"{path} has no gene {', '.join(missing)}{near_symbols(missing, names)}: use a matrix "
-            "of the human transcriptome with gene symbols, or take the gene out of the panel (key genes.panel)"
+            "of the human transcriptome with gene symbols, or take the gene out of the panel (key "
+            "genes.panel)"
         )
     place: dict[str | None, int] = {gene: column for column, gene in enumerate(genes)}
     # The narrower, the faster columns are sorted.

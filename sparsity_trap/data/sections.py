@@ -7,6 +7,8 @@ twice, normalised values in place of counts, bins of another width, an image of 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,6 +197,18 @@ def is_simulated(section: Section) -> bool:
         return matrix.file.attrs.get("software_version") == SIMULATION
 
 
+def folder_name(stem: str) -> str:
+    """A file's stem as part of a folder's name: other stems stay other folders.
+
+    >>> folder_name("cohort"), folder_name("cohort (1)")
+    ('cohort', 'cohort_1_-f8a84811')
+    """
+    plain = re.sub(r"[^\w.+-]+", "_", stem)[:60]
+    return (
+        plain if plain == stem else f"{plain}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
+    )
+
+
 def with_cohort(preset: Preset, path: Path | str) -> Preset:
     """Give a preset the patients of a cohort file.
 
@@ -217,7 +231,7 @@ def with_cohort(preset: Preset, path: Path | str) -> Preset:
         tested = [main] * tests_main + others * tests_others
         runs.append(Runs(arms=group.arms, test_patients=tested, seeds=group.seeds))
     changes = {
-        "name": f"{preset.name}-{path.stem}",
+        "name": f"{preset.name}-{folder_name(path.stem)}",
         "source": "spaceranger",
         "patients": patients,
         "main_patient": main,
