@@ -50,6 +50,11 @@ export SPARSITY_TRAP_TILES := $(call absolute,$(TILES))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
 # Text is UTF-8 in every locale.
 export PYTHONUTF8 := 1
+# For an account whose home may not be written to.
+ifneq ($(shell mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" 2>/dev/null && test -w "$${XDG_CACHE_HOME:-$$HOME/.cache}" && echo yes),yes)
+export HF_HOME ?= $(HOME)/.cache/huggingface
+export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
+endif
 # Steps go to a cluster with PROFILE, and only then.
 unexport SNAKEMAKE_PROFILE
 

@@ -20,7 +20,7 @@ import zarr
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparsity_trap.bin_table import Layout, bin_table
+from sparsity_trap.bin_table import Layout, bin_table, check_library
 from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.data.geometry import GridFit, Orientation, coarse_fit, orientation_of
 from sparsity_trap.data.image import open_image, read_mask, small_images, tissue_mask
@@ -233,6 +233,8 @@ def predict_image(
         The run, image or mask cannot be read, the scale is not that of a microscope's image, no
         patch holds tissue, or the table would exceed ``bin_table.MAX_VALUES``.
     """
+    name = name or Path(image).stem
+    check_library(name)  # before an hour is spent
     if not 0.05 <= microns_per_pixel <= 1.2:
         raise UserError(
             f"microns_per_pixel is {microns_per_pixel}: give the µm per pixel of {image}, between "
@@ -262,7 +264,7 @@ def predict_image(
                 "give a mask image in which tissue is bright"
             )
         layout = Layout(
-            name=name or Path(image).stem,
+            name=name,
             microns_per_pixel=microns_per_pixel,
             orientation=Orientation(False, False, False),
             shape=in_tissue.shape,

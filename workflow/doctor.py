@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,9 +95,14 @@ def examine(
 def python() -> Iterator[Row]:
     """Version of Python against the one the lock was made for."""
     found = f"Python {platform.python_version()}"
-    sound = sys.version_info[:2] in ((3, 11), (3, 12))
+    sound = (3, 11, 5) <= tuple(sys.version_info[:3]) < (3, 13)
     yield Row(
-        "Python", *(("ok", found) if sound else ("FAIL", found, "install 3.11 or 3.12, make env"))
+        "Python",
+        *(
+            ("ok", found)
+            if sound
+            else ("FAIL", found, "install 3.11.5 or later, or 3.12, make env")
+        ),
     )
 
 
@@ -137,14 +143,29 @@ def gpu() -> Iterator[Row]:
                 yield Row("GPU", "warn", found, mend)
             else:
                 yield Row("GPU", "ok", found)
-    elif shutil.which("nvidia-smi"):
-        yield Row(
-            "GPU", "FAIL", f"torch {torch.__version__} sees no GPU, though nvidia-smi is present",
-            "remove .venv and say make env, which installs torch with CUDA; or update the driver",
-        )  # fmt: skip
     else:
+        yield Row("GPU", *_no_gpu(torch.__version__, torch.version.cuda))
+
+
+def _no_gpu(version: str, cuda: str | None) -> tuple[State, str, str]:
+    """Why torch sees no GPU: hidden, none there, a driver that fails, or a torch without CUDA."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None:
+        found = f"torch {version}, no GPU: CUDA_VISIBLE_DEVICES is '{hidden}'"
+        return "warn", found, "unset it, or name a GPU of this machine, where one is to be used"
+    if not shutil.which("nvidia-smi"):
         mend = "enough for the laptop preset; full sections need an NVIDIA GPU"
-        yield Row("GPU", "warn", f"torch {torch.__version__}, no GPU", mend)
+        return "warn", f"torch {version}, no GPU", mend
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    if done.returncode or "GPU " not in done.stdout:
+        said = " ".join((done.stdout + done.stderr).split())[:200] or "it lists none"
+        mend = "start or update the driver; on a cluster, ask for a job with a GPU"
+        return "warn", f"torch {version}, no GPU, though nvidia-smi is present ({said})", mend
+    if cuda is None:
+        mend = "remove .venv and say make env, which installs torch with CUDA"
+        return "FAIL", f"torch {version} is built without CUDA, though there is a GPU", mend
+    mend = f"update the driver to one for CUDA {cuda}"
+    return "FAIL", f"torch {version} sees no GPU, though nvidia-smi does", mend
 
 
 def _needed_gb(preset: Preset) -> float:

@@ -95,6 +95,8 @@ def read_cohort(path: Path | str) -> Cohort:
         invalid key.
     """
     path = Path(path)
+    if not str(path).isprintable():
+        raise UserError(f"the name {str(path)!r} holds signs that cannot be printed: rename it")
     check_file(path, "copy cohort.example.yaml and fill in your folders")
     content = read_yaml(path)
     try:
