@@ -18,6 +18,7 @@ PORT ?= 8000
 # More options of JupyterLab, such as LAB=--no-browser.
 LAB ?=
 comma := ,
+hash := \#
 
 # What was typed arrives: make would take a $ in it for a variable, the shell would run it as text.
 # So values become plain here and reach recipes through the environment, as "$$COHORT".
@@ -63,7 +64,7 @@ SNAKEMAKE = $(BIN)/python workflow/alone.py .snakemake/running $(BIN)/snakemake 
 # The default scheduler solves an integer program in temporary files, for a choice of few steps.
 OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) --scheduler greedy \
 	--workflow-profile $(if $(PROFILE),"workflow/profiles/$$PROFILE",none) \
-	--config "preset=$$PRESET" "source=$$SOURCE" "cohort=$${COHORT:+$(if $(filter \#%,$(firstword $(COHORT))),./)$$COHORT}" \
+	--config "preset=$$PRESET" "source=$$SOURCE" "cohort=$${COHORT:+$(if $(filter $(hash)%,$(firstword $(COHORT))),./)$$COHORT}" \
 	--rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help

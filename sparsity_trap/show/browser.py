@@ -215,7 +215,7 @@ def _ticks(top: float) -> list[tuple[str, float]]:
 
 
 def _file_names(genes: Iterable[str]) -> list[str]:
-    """Name of each gene's pictures; those of A/B and A_B, or of Actb and ACTB, differ everywhere."""
+    """Name of each gene's pictures; those of A/B and A_B, or of Actb and ACTB, differ."""
     names = [_slug(gene) for gene in genes]
     taken = Counter(name.lower() for name in names)
     return [name if taken[name.lower()] == 1 else f"{name}-{i}" for i, name in enumerate(names)]
