@@ -56,8 +56,10 @@ ifneq ($(shell mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" 2>/dev/null && test 
 export HF_HOME ?= $(HOME)/.cache/huggingface
 export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
 endif
-# Steps go to a cluster with PROFILE, and only then.
-unexport SNAKEMAKE_PROFILE
+# Steps go to a cluster with PROFILE, and only then. The others change Python, its figures or where
+# pip installs, in every program.
+unexport SNAKEMAKE_PROFILE PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS MPLBACKEND MATPLOTLIBRC \
+	PIP_USER PIP_TARGET PIP_PREFIX
 
 # Snakemake's own lock outlives a killed run; alone.py's ends with it.
 SNAKEMAKE = $(BIN)/python workflow/alone.py .snakemake/running $(BIN)/snakemake --nolock $(OPTIONS)

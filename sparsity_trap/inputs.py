@@ -95,7 +95,9 @@ def check_file(path: Path, remedy: str) -> None:
             )
         if near := _near(path):
             packed = Path(near).suffix in (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
-            do = "unpack that and name it" if packed else "give that as"
+            same = path.name.lower() in near.lower()
+            do = "rename that to" if same else f"write that as {path.suffix[1:]}, into"
+            do = "unpack that and name it" if packed else do
             raise UserError(f"{path} does not exist, but {near} does: {do} {path.name}")
         raise UserError(f"{path} does not exist: {remedy}")
     try:
@@ -172,9 +174,12 @@ def _content(path: Path, own: bytes) -> tuple[str, str] | None:
     if head[_TAR[0] :].startswith(_TAR[1]):
         return "a tar archive", _UNPACK.format("tar xf")
     start = head.lstrip().lower() if head.lstrip().startswith(b"<") else head
-    return next(
-        ((said, helps) for first, said, helps in _CONTENTS if start.startswith(first)), None
-    )
+    for first, said, helps in _CONTENTS:
+        if start.startswith(first):
+            return said, helps
+    if own in (b"PAR1", b"\x89HDF") and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        return "text", "write its table in this format, which another name does not do"
+    return None
 
 
 def read_text(path: Path, what: str = "text in UTF-8") -> str:

@@ -52,13 +52,15 @@ def parse(pairs: list[str], allowed: dict) -> dict:
             raise UserError(f"parameter '{name}' does not exist: choose from {', '.join(allowed)}")
         default = ast.literal_eval(allowed[name]["default"])
         try:
+            if isinstance(default, bool):  # any text is true to Python
+                value = {"true": "1", "false": ""}[value.lower()]
             values[name] = type(default)(value)
             if isinstance(default, float) and not math.isfinite(values[name]):
                 raise ValueError
-        except ValueError:
+        except (KeyError, ValueError):
+            kind = "true or false" if isinstance(default, bool) else "a number"
             raise UserError(
-                f"parameter '{name}' must be a number like its default {default}, "
-                f"not '{value[:80]}'"
+                f"parameter '{name}' must be {kind} like its default {default}, not '{value[:80]}'"
             ) from None
     return values
 

@@ -159,7 +159,7 @@ def test_remedy_fits_what_lies_in_the_file(outs, name, pack, helps):
     ("beside", "helps"),
     [
         ("{}.gz", "unpack that and name it"),
-        ("GSM123_P1_{}", "give that as"),
+        ("GSM123_P1_{}", "rename that to"),
         ("GSM123_P1_{}.gz", "unpack that and name it"),
     ],
 )
@@ -169,6 +169,17 @@ def test_missing_file_is_looked_for_under_other_names(outs, name, beside, helps)
     (outs / name).rename(other)
     said, found = remedy(lambda: read_all(outs))
     assert f"but {other.name} does" in said and found == f"{helps} {name.name}"
+
+
+def test_positions_as_csv_are_to_be_written_as_parquet(outs):
+    table, path = pd.read_parquet(outs / POSITIONS), outs / POSITIONS
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    path.unlink()
+    said, helps = remedy(lambda: read_all(outs))
+    assert "but tissue_positions.csv does" in said and "write that as parquet" in helps
+    path.with_suffix(".csv").rename(path)
+    said, helps = remedy(lambda: read_all(outs))
+    assert "is text, not a whole parquet table" in said and "write its table" in helps
 
 
 def test_link_to_nothing_is_named(outs):
