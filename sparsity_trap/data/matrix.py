@@ -82,7 +82,7 @@ def _other_layout(path: Path, error: Exception) -> str:
             file["matrix"].visititems(look)
     except (*DAMAGE, RuntimeError):
         return ""
-    if foreign:
+    if foreign and isinstance(error, OSError):
         return (
             f"compresses {', '.join(foreign)}, for which HDF5 finds no plugin: write it again with "
             "gzip (h5repack -f GZIP=4), or set HDF5_PLUGIN_PATH to the folder of the plugin"

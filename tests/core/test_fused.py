@@ -121,7 +121,7 @@ def test_extreme_rates_and_dispersions_stay_finite(loss, link):
 
 def test_loops_are_compiled_where_nothing_may_be_kept(monkeypatch):
     """Neither beside the source nor in a home."""
-    monkeypatch.setattr(numba.core.caching._CacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
 
     def twice(x):
         return 2 * x

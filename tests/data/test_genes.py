@@ -77,7 +77,7 @@ def test_a_faulty_list_is_refused(tmp_path, text, problem):
 )
 def test_what_a_spreadsheet_made_of_a_symbol_is_recognised(tmp_path, gene, said):
     path = tmp_path / "panel.csv"
-    path.write_text(f"gene,category\n{gene},stromal\nDES,stromal\n")
+    path.write_text(f'gene,category\n"{gene}",stromal\nDES,stromal\n')
     for table in (path, pd.DataFrame({"gene": [gene, "DES"]})):
         with pytest.raises(UserError, match=re.escape(f"{gene} {said}")):
             load_panel(table)
