@@ -6,14 +6,15 @@ What was compiled is kept beside the source or, where that may not be written, i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from numba import njit
 
 
 def compiled(function: Callable) -> Callable:
     """Compile a loop at its first call; in every process anew where nothing may be written."""
-    options = {"nogil": True, "fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
+    with_options = partial(njit, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
     try:
-        return njit(cache=True, **options)(function)
+        return with_options(cache=True)(function)
     except RuntimeError:  # in another user's installation, for an account without a home
-        return njit(**options)(function)
+        return with_options()(function)

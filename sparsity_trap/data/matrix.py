@@ -73,8 +73,10 @@ def _other_layout(path: Path, error: Exception) -> str:
             foreign: list[str] = []
 
             def look(name: str, item: h5py.Dataset | h5py.Group) -> None:
-                plan = item.id.get_create_plist() if isinstance(item, h5py.Dataset) else None
-                for i in range(plan.get_nfilters() if plan else 0):
+                if not isinstance(item, h5py.Dataset):
+                    return
+                plan = item.id.get_create_plist()
+                for i in range(plan.get_nfilters()):
                     number, _, _, said = plan.get_filter(i)
                     if not h5py.h5z.filter_avail(number):
                         foreign.append(f"{name} with filter {number} {said.decode()}".strip())
