@@ -141,7 +141,8 @@ def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -
             parameters = parse(pairs, declared)
         except UserError as error:
             raise UserError(f"{script}: {error}") from None
-        executed = Path(folder) / "executed.ipynb"
+        executed, own = Path(folder) / "executed.ipynb", Path(folder) / "ipython"
+        own.mkdir()
         # Kernel and client share a machine, so no port is opened; paths of sockets have a limit.
         sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if len(folder) < 80 else {}
         try:
@@ -153,7 +154,7 @@ def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -
                 progress_bar={"desc": "cells", **display_options()},
                 cwd=str(script.resolve().parent),
                 # Without what the user has IPython do at its start.
-                extra_arguments=["--log-level=50", f"--ipython-dir={folder}/ipython"],
+                extra_arguments=["--log-level=50", f"--ipython-dir={own}"],
                 config=Config({"KernelManager": sockets}),
             )
         except DeadKernelError:
