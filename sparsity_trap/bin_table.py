@@ -140,7 +140,7 @@ def bin_table(
     values, counts = _sums(layout, rates, parts, number, column, wanted)
 
     rows, cols = np.divmod(number, layout.width(factor))
-    category = pd.Categorical(categories.loc[wanted])
+    category = pd.Categorical(categories.loc[wanted].astype(str))  # those that occur
     adata = AnnData(
         values,
         obs=_bin_names(rows, cols, bin_um),

@@ -83,8 +83,18 @@ def _is(path: Path, kind: Callable[[int], bool]) -> bool:
         return False
 
 
-def check_file(path: Path, remedy: str) -> None:
-    """Raise ``UserError`` where a file is missing or may not be read; say what lies beside it."""
+def check_file(path: Path, remedy: str, what: str = "") -> None:
+    """Raise ``UserError`` where a file is missing or may not be read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    remedy
+        Where it is missing, and nothing of a like name lies beside it.
+    what
+        It should be, such as "an image", of which nothing begins as packed files and web pages do.
+    """
     if not is_file(path):
         if is_dir(path):
             raise UserError(f"{path} is a folder: give the file")
@@ -104,6 +114,8 @@ def check_file(path: Path, remedy: str) -> None:
         path.open("rb").close()
     except OSError as error:
         raise unreadable(path, "readable", error) from None
+    if what and (found := _content(path, b"")):
+        raise UserError(f"{path} is {found[0]}, not {what}: {found[1]}")
 
 
 def _near(path: Path) -> str:
@@ -177,7 +189,9 @@ def _content(path: Path, own: bytes) -> tuple[str, str] | None:
     for first, said, helps in _CONTENTS:
         if start.startswith(first):
             return said, helps
-    if own in (b"PAR1", b"\x89HDF") and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+    first, *more = head.split(b"\n")
+    plain = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+    if own in (b"PAR1", b"\x89HDF") and plain and more and any(sign in first for sign in b",;\t"):
         return "text", "write its table in this format, which another name does not do"
     return None
 

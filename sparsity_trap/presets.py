@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 
 import yaml
@@ -160,5 +161,8 @@ def first_problem(error: ValidationError) -> str:
         return f"unknown key '{key}'; remove it or correct its spelling"
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
+    typed, value = problem["type"] in ("string_type", "path_type"), problem["input"]
+    if typed and isinstance(value, (bool, int, float, date)):
+        return f"key '{key}': YAML reads {value} as {type(value).__name__}; put quotes around it"
     message = problem["msg"].removeprefix("Value error, ")
     return f"key '{key}': {message}" if key else message

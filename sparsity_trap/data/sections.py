@@ -251,7 +251,8 @@ def check_files(path: Path | str, name: str, section: Section) -> None:
     if not is_dir(section.outs):
         raise UserError(
             f"{path}: patients.{name}.outs: {section.outs} is not a folder: give the outs folder "
-            "of Space Ranger (relative paths are relative to the cohort file)"
+            "of Space Ranger (relative paths are relative to the cohort file; put quotes around "
+            "one that holds a #)"
         )
     for key, what in (("image", "full-resolution H&E"), ("mask", "mask, or leave the key out")):
         file = getattr(section, key)
@@ -261,7 +262,7 @@ def check_files(path: Path | str, name: str, section: Section) -> None:
                 "(relative paths are relative to the cohort file)"
             )
         if file is not None:
-            check_file(file, f"give the {what}")
+            check_file(file, f"give the {what}", "a picture")
 
 
 def check_section(name: str, section: Section) -> None:

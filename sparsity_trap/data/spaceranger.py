@@ -294,8 +294,8 @@ def read_scale(outs: Path | str) -> float:
         bin_um = scales["bin_size_um"]
         raise UserError(f"{path}: bin_size_um is {bin_um}, not {BIN_UM}: give the {SQUARE} output")
     if "microns_per_pixel" not in scales and scales.get("spot_diameter_fullres", 0) > 0:
-        # As early versions wrote it: the width of a bin in pixels.
-        return BIN_UM / scales["spot_diameter_fullres"]
+        # The width of a bin in pixels, as early versions wrote it alone.
+        scales["microns_per_pixel"] = BIN_UM / scales["spot_diameter_fullres"]
     if "microns_per_pixel" not in scales:
         raise UserError(
             f"{path} has no number microns_per_pixel, as in early versions: add it, the width of a "
@@ -327,13 +327,12 @@ def _open_table(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
 
 def _find_image(outs: Path, image: Path | str | None) -> Path:
     if image is not None:
-        check_file(Path(image), "give the path of the full-resolution H&E")
+        check_file(Path(image), "give the path of the full-resolution H&E", "an image")
         return Path(image)
     for name in IMAGE_NAMES:
         if is_file(outs / name):
-            check_file(outs / name, "")
+            check_file(outs / name, "", "an image")
             return outs / name
-    raise UserError(
-        f"{outs / IMAGE_NAMES[0]} does not exist: put the full-resolution H&E there, as .tif, "
-        ".tiff or .btf"
-    )
+    remedy = "put the full-resolution H&E there, as .tif, .tiff or .btf"
+    check_file(outs / IMAGE_NAMES[0], remedy)
+    return outs / IMAGE_NAMES[0]

@@ -143,16 +143,28 @@ PACKED = {
     "page": (lambda _: b"\n<!DOCTYPE html>\n<html>", "download it again, signed in"),
     "pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "nothing": (lambda _: b"", "copy it again"),
-    "half": (lambda content: content[: len(content) // 2], "copy it again"),
+    "zeros": (lambda content: bytes(len(content)), "copy it again"),
 }
 
 
-@pytest.mark.parametrize("name", [MATRIX, POSITIONS, SCALES], ids=lambda path: path.name)
+IMAGE = Path("tissue_image.tif")
+FILES = pytest.mark.parametrize("name", [MATRIX, POSITIONS, SCALES, IMAGE], ids=lambda p: p.name)
+
+
+@FILES
 @pytest.mark.parametrize(("pack", "helps"), PACKED.values(), ids=PACKED)
 def test_remedy_fits_what_lies_in_the_file(outs, name, pack, helps):
     (outs / name).write_bytes(pack((outs / name).read_bytes()))
     said, found = remedy(lambda: read_all(outs))
     assert str(outs / name) in said and helps in found
+
+
+@pytest.mark.parametrize("name", [MATRIX, POSITIONS, SCALES], ids=lambda p: p.name)
+def test_half_a_file_is_to_be_copied_again(outs, name):
+    content = (outs / name).read_bytes()
+    (outs / name).write_bytes(content[: len(content) // 2])
+    said, helps = remedy(lambda: read_all(outs))
+    assert str(outs / name) in said and helps == "copy it again"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +175,7 @@ def test_remedy_fits_what_lies_in_the_file(outs, name, pack, helps):
         ("GSM123_P1_{}.gz", "unpack that and name it"),
     ],
 )
-@pytest.mark.parametrize("name", [MATRIX, POSITIONS, SCALES], ids=lambda path: path.name)
+@FILES
 def test_missing_file_is_looked_for_under_other_names(outs, name, beside, helps):
     other = (outs / name).with_name(beside.format(name.name))
     (outs / name).rename(other)

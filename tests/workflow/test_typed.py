@@ -16,7 +16,7 @@ from conftest import ROOT, copy_program
 from spaceranger import write_outs
 
 from sparsity_trap.data.genes import PANEL
-from sparsity_trap.data.sections import folder_name, read_cohort
+from sparsity_trap.data.sections import folder_name, load_cohort, read_cohort
 from sparsity_trap.presets import load_preset
 from sparsity_trap.settings import NAME, UserError
 
@@ -157,6 +157,21 @@ def test_names_that_yaml_reads_otherwise_need_quotes_and_then_arrive(tmp_path, n
     if name != "~":
         path.write_text(f'patients:\n  "{name}": {{outs: P1/outs}}\n')
         assert list(read_cohort(path).patients) == [name]
+
+
+@pytest.mark.parametrize("typed", ["001", "2024", "NO", "2024-01-01", "1.5"])
+def test_path_that_yaml_reads_otherwise_needs_quotes(tmp_path, typed):
+    path = tmp_path / "cohort.yaml"
+    path.write_text(f"patients: {{P1: {{outs: {typed}}}}}")
+    with pytest.raises(UserError, match="patients.P1.outs.*put quotes around it"):
+        read_cohort(path)
+
+
+def test_path_that_yaml_cuts_is_said_to_need_quotes(tmp_path):
+    path = tmp_path / "cohort.yaml"
+    path.write_text("patients:\n  P1: \n    outs: run #2/outs\n")
+    with pytest.raises(UserError, match="run is not a folder.*quotes around one that holds a #"):
+        load_cohort(path, at_least=1)
 
 
 def test_results_of_a_cohort_lie_in_a_folder_of_a_plain_name():
