@@ -52,9 +52,10 @@ def checkout(tmp_path) -> Path:
         program = folder / ".venv" / "bin" / name
         program.write_text(RECORDER)
         program.chmod(0o755)
-    for name in (".installed", ".installed-lab", "requirements-lab.lock.txt"):
-        (folder / ".venv" / name).write_text("")
+    made = ("requirements-lab.lock.txt", ".venv/.installed", ".venv/.installed-lab")
+    for second, name in enumerate(made):  # each newer than what it is made from
         (folder / name).write_text("")
+        os.utime(folder / name, (second, second))
     return folder
 
 
