@@ -7,10 +7,10 @@ COHORT ?=
 PROFILE ?=
 PYTHON ?= python3.11
 # Cell-type maps of SOURCE=tissue-map; downloaded to the first place when found in none.
-LABELS ?= $(or $(SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
+LABELS ?= $(or $(value SPARSITY_TRAP_LABELS),$(firstword $(wildcard data/crc_8um_labels ../shared/data/crc_8um_labels) data/crc_8um_labels))
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 # Real tiles that `make tiles` trains on.
-TILES ?= $(or $(SPARSITY_TRAP_TILES),$(firstword $(wildcard data/p5_crc_2um_tiles ../shared/data/p5_crc_2um_tiles) data/p5_crc_2um_tiles))
+TILES ?= $(or $(value SPARSITY_TRAP_TILES),$(firstword $(wildcard data/p5_crc_2um_tiles ../shared/data/p5_crc_2um_tiles) data/p5_crc_2um_tiles))
 # Public sections that `make download` fetches, such as PATIENTS="P5"; all three by default.
 PATIENTS ?=
 # Where `make serve` listens, on this machine only; 0 takes a free port.
@@ -18,9 +18,24 @@ PORT ?= 8000
 # More options of JupyterLab, such as LAB=--no-browser.
 LAB ?=
 comma := ,
+hash := \#
+
+# What was typed arrives: make would take a $ in it for a variable, the shell would run it as text.
+# So values become plain here and reach recipes through the environment, as "$$COHORT".
+TYPED := $(foreach name,PRESET SOURCE COHORT PROFILE PYTHON LABELS CORES TILES PATIENTS PORT LAB GPUS,$(if \
+	$(filter command environment,$(origin $(name))),$(name)))
+$(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
+export PRESET SOURCE COHORT PROFILE PYTHON TILES PATIENTS LAB
+digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst \
+	9,,$(1)))))))))))
+$(foreach name,$(filter CORES GPUS PORT,$(TYPED)),$(if $(or $(call digits,$($(name))),$(filter-out \
+	1,$(words $($(name))))),$(error $(name) must be a whole number, not '$($(name))')))
+$(if $(findstring :,$(CURDIR)),$(error The path of this checkout holds a colon, at which Python would cut it in \
+	two: move the checkout to a folder without))
 # The GPUs that CUDA_VISIBLE_DEVICES names, or all of this machine.
-CARDS = $(if $(CUDA_VISIBLE_DEVICES),$(subst $(comma), ,$(CUDA_VISIBLE_DEVICES)),$(shell \
-	command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus | sed -n 's/^GPU \([0-9]*\).*/\1/p'))
+# Hidden, with an empty list or -1, there are none.
+CARDS = $(if $(filter environment command,$(origin CUDA_VISIBLE_DEVICES)),$(filter-out -%,$(subst \
+	$(comma), ,$(value CUDA_VISIBLE_DEVICES))),$(shell command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus | sed -n 's/^GPU \([0-9]*\).*/\1/p'))
 # Steps on a GPU at a time: one on each card, as many as cores without a GPU, as many as are free on a cluster.
 GPUS ?= $(if $(PROFILE),1000,$(or $(filter-out 0,$(words $(CARDS))),$(CORES)))
 
@@ -30,16 +45,29 @@ STAMP := $(VENV)/.installed
 TORCH = $(shell grep '^torch==' requirements.lock.txt)
 LAB_STAMP := $(VENV)/.installed-lab
 
-export SPARSITY_TRAP_LABELS := $(abspath $(LABELS))
-export SPARSITY_TRAP_TILES := $(abspath $(TILES))
+absolute = $(if $(patsubst /%,,$(firstword $(1))),$(CURDIR)/)$(1)
+export SPARSITY_TRAP_LABELS := $(call absolute,$(LABELS))
+export SPARSITY_TRAP_TILES := $(call absolute,$(TILES))
 export PYTHONPATH := $(CURDIR):$(CURDIR)/workflow
+# Text is UTF-8 in every locale.
+export PYTHONUTF8 := 1
+# For an account whose home may not be written to.
+ifneq ($(shell mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" 2>/dev/null && test -w "$${XDG_CACHE_HOME:-$$HOME/.cache}" && echo yes),yes)
+export HF_HOME ?= $(HOME)/.cache/huggingface
+export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
+endif
+# Steps go to a cluster with PROFILE, and only then. The others change Python, its figures or where
+# pip installs, in every program.
+unexport SNAKEMAKE_PROFILE PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS MPLBACKEND MATPLOTLIBRC \
+	PIP_USER PIP_TARGET PIP_PREFIX
 
 # Snakemake's own lock outlives a killed run; alone.py's ends with it.
 SNAKEMAKE = $(BIN)/python workflow/alone.py .snakemake/running $(BIN)/snakemake --nolock $(OPTIONS)
 # The default scheduler solves an integer program in temporary files, for a choice of few steps.
 OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS) --scheduler greedy \
-	$(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE)) \
-	--config preset=$(PRESET) source=$(SOURCE) 'cohort=$(COHORT)' --rerun-triggers mtime params input --rerun-incomplete
+	--workflow-profile $(if $(PROFILE),"workflow/profiles/$$PROFILE",none) \
+	--config "preset=$$PRESET" "source=$$SOURCE" "cohort=$${COHORT:+$(if $(filter $(hash)%,$(firstword $(COHORT))),./)$$COHORT}" \
+	--rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
 .PHONY: help env book results plan edit lab notebooks serve watch doctor download tiles bench bench-train stability test linkcheck lint clean
@@ -55,9 +83,9 @@ env: $(STAMP)  ## create the environment from the lock, in .venv
 # libraries beside it. Compiled here, once: where Python may not write bytecode (in many containers,
 # on clusters), every step would compile all that it imports, half of its time to start.
 $(STAMP): requirements.lock.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v "$$PYTHON" >/dev/null || { echo "error: $$PYTHON not found: install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "[1/3] creating $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	@"$$PYTHON" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^uv==' requirements.lock.txt)
 	@echo "[2/3] installing torch"
 	@$(BIN)/python -m pip install --disable-pip-version-check --retries 1 --no-warn-script-location $(TORCH) \
@@ -72,7 +100,7 @@ $(STAMP): requirements.lock.txt pyproject.toml
 
 book: $(STAMP)  ## run the preset and build the book: _build/html/index.html
 	@$(SNAKEMAKE) --logger sparsity-trap -- book
-	@echo "the book: $(CURDIR)/_build/html/index.html"
+	@echo "the book: $$PWD/_build/html/index.html"
 
 results: $(STAMP)  ## run the preset without building the book
 	@$(SNAKEMAKE) --logger sparsity-trap -- results
@@ -82,8 +110,8 @@ plan: $(STAMP)  ## list the steps that `make book` would run
 
 # The settings let a click on a script open a notebook, and name the kernel as the scripts do.
 edit: lab  ## open JupyterLab, where the scripts open as notebooks; saving writes plain scripts
-	@JUPYTER_CONFIG_PATH='$(CURDIR)/workflow/jupyter' JUPYTER_PATH='$(CURDIR)/workflow/jupyter' \
-		$(BIN)/jupyter-lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks $(LAB)
+	@set -f; JUPYTER_CONFIG_PATH="$$PWD/workflow/jupyter" JUPYTER_PATH="$$PWD/workflow/jupyter" \
+		$(BIN)/jupyter-lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/notebooks $$LAB
 
 lab: $(LAB_STAMP)  ## add JupyterLab to the environment, as locked in requirements-lab.lock.txt
 
@@ -96,7 +124,7 @@ $(LAB_STAMP): requirements-lab.lock.txt $(STAMP)
 notebooks: $(STAMP)  ## write copies of the scripts as .ipynb to _build/notebooks
 	@mkdir -p _build/notebooks
 	@$(BIN)/jupytext --quiet --to ../_build/notebooks//ipynb notebooks/*.py
-	@echo "the notebooks: $(CURDIR)/_build/notebooks"
+	@echo "the notebooks: $$PWD/_build/notebooks"
 
 serve: $(STAMP)  ## serve the built book on this machine: http://127.0.0.1:8000/, or at PORT
 	@test -f _build/html/index.html || { echo "error: there is no book in _build/html yet: run make book"; exit 1; }
@@ -109,16 +137,15 @@ watch: $(STAMP)  ## build the book, and again whenever a chapter, a notebook, a 
 		"$(MAKE) --no-print-directory book" book notebooks presets published sparsity_trap _config.yml _toc.yml
 
 doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to mend what is wrong
-	@$(BIN)/python workflow/doctor.py --preset $(PRESET) $(if $(SOURCE),--source $(SOURCE)) \
-		$(if $(COHORT),--cohort '$(COHORT)')
+	@$(BIN)/python workflow/doctor.py --preset="$$PRESET" $${SOURCE:+--source="$$SOURCE"} $${COHORT:+--cohort="$$COHORT"}
 
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS; with TILES=1 the real tiles
-	@$(BIN)/python workflow/download.py $(if $(filter 1,$(TILES)),--tiles data/p5_crc_2um_tiles,$(PATIENTS))
+	@set -f; $(BIN)/python workflow/download.py $(if $(filter 1,$(TILES)),--tiles data/p5_crc_2um_tiles,-- $$PATIENTS)
 
 tiles: $(STAMP)  ## train on the real tiles in TILES, about an hour on 2 cores; writes results/real_tiles
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 \
 		MALLOC_MMAP_THRESHOLD_=4000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
-		$(BIN)/python workflow/tiles.py '$(TILES)' --cores $(CORES)
+		$(BIN)/python workflow/tiles.py --cores $(CORES) -- "$$TILES"
 
 bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-image; writes results/bench
 	@$(BIN)/python -m benchmarks.ingest
@@ -128,7 +155,7 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 	@$(BIN)/python -m benchmarks.training
 
 stability: $(STAMP)  ## repeat the runs of PRESET with other seeds and threads; writes results/bench/stability.json
-	@$(BIN)/python workflow/stability.py $(PRESET) --cores $(CORES)
+	@$(BIN)/python workflow/stability.py --cores $(CORES) -- "$$PRESET"
 
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@# One process more than cores: some tests wait for others' processes.
@@ -146,6 +173,6 @@ lint: $(STAMP)  ## check style, types and which folder imports which
 # Results of the presets there are, and of their other sources and cohorts; what else lies in results
 # is somebody's own.
 clean:  ## remove results, the built book and the environment
-	rm -rf $(foreach name,$(basename $(notdir $(wildcard presets/*.yaml))),results/$(name) results/$(name)-*) \
-		results/tiles _build book/executed book/.executed.* .snakemake $(VENV) $(wildcard */__pycache__ */*/__pycache__) \
+	for file in presets/*.yaml; do name=$${file##*/}; rm -rf "results/$${name%.yaml}" "results/$${name%.yaml}"-*; done
+	rm -rf results/tiles _build book/executed book/.executed.* .snakemake $(VENV) $(wildcard */__pycache__ */*/__pycache__) \
 		.pytest_cache .hypothesis .ruff_cache .mypy_cache *.egg-info

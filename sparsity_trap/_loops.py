@@ -9,12 +9,11 @@ vectorise; NaN and infinity keep their meaning.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-_compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+from sparsity_trap._compiled import compiled
 
 
-@_compiled
+@compiled
 def moments(x, y, inside, out):
     """Write bins, means and centred sums of x and y [H, W] to ``out`` [6].
 
@@ -52,7 +51,7 @@ def moments(x, y, inside, out):
     out[5] = xy
 
 
-@_compiled
+@compiled
 def poisson(count, rate, level, mask, floor, found, out, histogram):
     """Write the fields of ``metrics.PoissonSums`` to ``out`` [6] and add to ``histogram``.
 
@@ -96,7 +95,7 @@ def poisson(count, rate, level, mask, floor, found, out, histogram):
     out[5] = count_log_rate + np.log(product)
 
 
-@_compiled
+@compiled
 def halve(x, out):
     """Sum 2 x 2 bins of x [H, W] into ``out`` [H / 2, W / 2]."""
     for i in range(out.shape[0]):
@@ -105,7 +104,7 @@ def halve(x, out):
             out[i, j] = upper + (x[2 * i + 1, 2 * j] + x[2 * i + 1, 2 * j + 1])
 
 
-@_compiled
+@compiled
 def _range(x, work):
     """Minimum and maximum of x [H, W]; ``work`` [2 or more, W] is overwritten."""
     low, high = work[0], work[1]
@@ -122,7 +121,7 @@ def _range(x, work):
     return low.min(), high.max()
 
 
-@_compiled
+@compiled
 def ssim(x, y, span, work):
     """Mean SSIM of x and y [H, W] over the 7 x 7 windows that lie within the map.
 
@@ -179,7 +178,7 @@ def ssim(x, y, span, work):
     return total[: width - 6].sum() / ((height - 6) * (width - 6))
 
 
-@_compiled
+@compiled
 def load(truth, pred, level, g, x, y):
     """Copy a gene's counts and rates to x and y [H, W], float64.
 
@@ -201,7 +200,7 @@ def load(truth, pred, level, g, x, y):
             y[i, j] = single[j] * 2.0**112  # the exponents differ by 112
 
 
-@_compiled
+@compiled
 def off_tissue_zero(x, mask):
     """Set x [H, W] to 0 off tissue, in place: filled, since predictions there may be NaN."""
     for i in range(x.shape[0]):
@@ -210,7 +209,7 @@ def off_tissue_zero(x, mask):
                 x[i, j] = 0.0
 
 
-@_compiled
+@compiled
 def ssim_maps(truth, pred, level, mask, span, out):
     """Write the SSIM of maps [G, H, W] in tissue to ``out`` [G]; ``span`` [G]; see ``load``."""
     x, y, work = np.empty(mask.shape), np.empty(mask.shape), np.empty((5, mask.shape[1]))
@@ -223,7 +222,7 @@ def ssim_maps(truth, pred, level, mask, span, out):
         out[g] = ssim(x, y, span[g], work)
 
 
-@_compiled
+@compiled
 def coarsen(x, factor, out):
     """Sum factor x factor bins of x [H, W] into ``out`` [H / factor, W / factor]."""
     rows = np.empty(x.shape[1])  # whole rows are added first: that vectorises
@@ -239,7 +238,7 @@ def coarsen(x, factor, out):
             out[i, j] = total
 
 
-@_compiled
+@compiled
 def moments_maps(truth, pred, level, mask, coarse, factor, out):
     """Write moments of maps [G, H, W] in tissue to ``out`` [G, 6]; see ``load``.
 
@@ -261,7 +260,7 @@ def moments_maps(truth, pred, level, mask, coarse, factor, out):
             moments(large_x, large_y, inside, out[g])
 
 
-@_compiled
+@compiled
 def _buffers(height, width):
     return (
         np.empty((height, width)),
@@ -271,7 +270,7 @@ def _buffers(height, width):
     )
 
 
-@_compiled
+@compiled
 def score(truth, pred, level, rate, masks, floor, scored, out, histogram):
     """All sums of one patch, for the genes in truth and pred [G, H, W].
 
@@ -347,7 +346,7 @@ def score(truth, pred, level, rate, masks, floor, scored, out, histogram):
         truth8[g], pred8[g] = x8, y8
 
 
-@_compiled
+@compiled
 def rank_sums(packed, rank_of_count):
     """Sum of squares of the ranks of rates, and of their products with the ranks of counts.
 

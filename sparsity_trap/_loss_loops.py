@@ -10,15 +10,14 @@ What has genes comes first among the arguments, so that threads can share them o
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-_compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+from sparsity_trap._compiled import compiled
 
 #: Below this η, log softplus(η) = η and its slope 1 to float32 precision, as in `losses.log_rate`.
 _LINEAR = -15.0
 
 
-@_compiled
+@compiled
 def softplus(eta, power, rate, slope):
     """Write softplus(η) to ``rate``, where log(1 + eᵞ) stands, and its slope to ``slope``.
 
@@ -32,7 +31,7 @@ def softplus(eta, power, rate, slope):
             s[j] = one if x[j] > 20 else p[j] / (one + p[j])
 
 
-@_compiled
+@compiled
 def mse(rate, slope, counts, scale, out, weight):
     """(y − λ)²."""
     total = 0.0
@@ -48,7 +47,7 @@ def mse(rate, slope, counts, scale, out, weight):
     return total
 
 
-@_compiled
+@compiled
 def mse_log1p(rate, slope, log1p_rate, counts, scale, out, weight, log1p_count):
     """(log(1 + y) − log(1 + λ))²; ``log1p_count`` [256] has the logarithm of each count."""
     one = rate.dtype.type(1)
@@ -67,7 +66,7 @@ def mse_log1p(rate, slope, log1p_rate, counts, scale, out, weight, log1p_count):
     return total
 
 
-@_compiled
+@compiled
 def poisson(eta, rate, slope, counts, scale, out, weight, exponential):
     """λ − y log λ; the logarithm is taken only where there is a count."""
     one = rate.dtype.type(1)
@@ -95,7 +94,7 @@ def poisson(eta, rate, slope, counts, scale, out, weight, exponential):
     return total
 
 
-@_compiled
+@compiled
 def rising(theta, most, sums, slopes):
     """Write Σ_{k<y} log(1 + k/θ) of counts y to ``most``, and its slope in log θ.
 
@@ -107,7 +106,7 @@ def rising(theta, most, sums, slopes):
         slopes[k + 1] = slopes[k] - k / (theta + k)
 
 
-@_compiled
+@compiled
 def negative_binomial(
     eta, rate, slope, softplus, log_dispersion, counts, scale, out, own, weight, exponential
 ):

@@ -6,6 +6,7 @@ squidpy look for them. scanpy's relatives are imported where they are used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -110,10 +111,13 @@ def bin_table(
     Raises
     ------
     UserError
-        Another width, an unknown gene, or more than ``MAX_VALUES``.
+        Another width, an unknown gene, a name that cannot be a key of ``uns``, or more than
+        ``MAX_VALUES``.
     """
+    check_library(layout.name)
     if bin_um not in (2, 8):
         raise UserError(f"bin_um is {bin_um}: choose 2 or 8")
+    genes = [genes] if isinstance(genes, str) else genes
     factor = round(bin_um / BIN_UM)
     column, var = chosen(panel, genes)
     parts = [layout.bins(i, factor) for i in range(len(layout.origin))]
@@ -142,7 +146,7 @@ def chosen(panel: pd.DataFrame, genes: Sequence[str] | None) -> tuple[np.ndarray
             f"the run does not predict gene {', '.join(sorted(unknown))}: choose among its "
             f"{len(categories)} genes"
         )
-    category = pd.Categorical(categories.loc[wanted])
+    category = pd.Categorical(categories.loc[wanted].astype(str))  # those that occur
     var = pd.DataFrame({"category": category}, index=pd.Index(wanted, name="gene"))
     return categories.index.get_indexer(wanted), var
 
@@ -171,6 +175,19 @@ def as_anndata(
     }
     adata.uns["spatial"] = {layout.name: {"images": layout.images, "scalefactors": scales}}
     return adata
+
+
+def check_library(name: str) -> None:
+    """Raise ``UserError`` where a library id would not come back from an AnnData file as it is.
+
+    Keys of its tables are paths in HDF5 and Zarr, and files are called by it.
+    """
+    plain = name.isprintable() and not re.search(r"[/\\]", name)
+    if not plain or name in ("", ".", ".."):
+        raise UserError(
+            f"library name {name!r} cannot be a key of an AnnData file: give another (name=), "
+            "without slashes and signs that cannot be printed"
+        )
 
 
 def sums(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sparsity_trap.bin_table import MAX_VALUES, Layout, as_anndata, chosen, sums
+from sparsity_trap.bin_table import MAX_VALUES, Layout, as_anndata, check_library, chosen, sums
 from sparsity_trap.bins import BIN_UM
 from sparsity_trap.data.cells import Cells
 from sparsity_trap.metrics import calibration, pcc, poisson_deviance, spearman
@@ -65,6 +65,7 @@ def cell_table(
         The cells are of another section or segmentation, an unknown gene, or more than
         ``MAX_VALUES``.
     """
+    check_library(layout.name)
     side = layout.shape[::-1] if layout.orientation.transpose else layout.shape
     if cells.of_bin.shape != tuple(side):
         raise UserError(

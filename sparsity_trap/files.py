@@ -139,7 +139,10 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        # Of this checkout, also where the user's variables name another.
+        own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=own)
+        return done.stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "-uno", "--", ".", ":(exclude)results")

@@ -20,7 +20,7 @@ import zarr
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparsity_trap.bin_table import Layout, bin_table
+from sparsity_trap.bin_table import Layout, bin_table, check_library
 from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.cells import cell_table
 from sparsity_trap.data.cells import Cells
@@ -36,10 +36,11 @@ from sparsity_trap.data.image import (
     tissue_mask,
 )
 from sparsity_trap.data.patches import PatchStore, choose_patches, patch_window, resample
-from sparsity_trap.data.spaceranger import SPATIAL, Slide, read_positions
+from sparsity_trap.data.spaceranger import SPATIAL, Slide, read_positions, read_scales
 from sparsity_trap.decoders import build_decoder
 from sparsity_trap.encoders import load_encoder
 from sparsity_trap.files import building, commit
+from sparsity_trap.inputs import check_file
 from sparsity_trap.model import Model
 from sparsity_trap.progress import track
 from sparsity_trap.settings import MARKS, Preset, Run, UserError
@@ -92,8 +93,7 @@ def load_model(run_dir: Path | str) -> Trained:
     """
     folder = Path(run_dir)
     for name in ("provenance.json", "genes.parquet", "checkpoint.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} does not exist: give the folder of a finished run")
+        check_file(folder / name, "give the folder of a finished run")
     try:
         return _read_run(folder)
     except (
@@ -253,6 +253,8 @@ def predict_image(
         The run, image or mask cannot be read, the image is no H&E or its scale not that of a
         microscope, no patch holds tissue, or the table would exceed ``bin_table.MAX_VALUES``.
     """
+    name = name or Path(image).stem
+    check_library(name)  # before an hour is spent
     check_scale(microns_per_pixel, image)
     trained = load_model(run_dir)
     step = BIN_UM / microns_per_pixel  # image pixels per bin
@@ -275,7 +277,7 @@ def predict_image(
                 + (f", and that {mask} is bright at tissue" if mask else "")
             )
         layout = Layout(
-            name=name or Path(image).stem,
+            name=name,
             microns_per_pixel=microns_per_pixel,
             orientation=Orientation(False, False, False),
             shape=in_tissue.shape,
@@ -388,7 +390,7 @@ def _pictures(slide: Slide) -> tuple[dict[str, np.ndarray], dict[str, float]]:
 
     folder = slide.outs / SPATIAL
     try:
-        content = json.loads((folder / "scalefactors_json.json").read_text())
+        content = read_scales(slide.outs)
         images, scales, sizes = {}, {}, []
         for name in ("hires", "lowres"):
             scale = scales[f"tissue_{name}_scalef"] = float(content[f"tissue_{name}_scalef"])

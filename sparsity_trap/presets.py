@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
-from sparsity_trap.settings import REPEAT, ROOT, Preset, UserError
+from sparsity_trap.inputs import read_text
+from sparsity_trap.settings import NAME, REPEAT, ROOT, Preset, UserError
 
 PRESETS = ROOT / "presets"
 
@@ -34,8 +37,14 @@ def load_preset(name: str, source: str = "") -> Preset:
     """
     name, _, world = name.partition("/")
     path = PRESETS / f"{name}.yaml"
-    if not path.is_file() or path == ARMS:
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml") if p != ARMS))
+    if not re.fullmatch(NAME, name) or not path.is_file() or path == ARMS:
+        named = [p.stem for p in PRESETS.glob("*.yaml") if p != ARMS]
+        if name in named:
+            raise UserError(
+                f"preset '{name}' cannot name a folder ({path}): rename its file with letters, "
+                "digits, _ . + -"
+            )
+        known = ", ".join(sorted(named))
         raise UserError(f"preset '{name}' does not exist ({path}): choose one of {known}")
     content = read_yaml(path)
     content = {"name": name, **content}
@@ -107,10 +116,9 @@ def read_yaml(path: Path) -> dict:
     UserError
         The file cannot be read, is not YAML of a mapping, or gives a key twice.
     """
+    text = read_text(path, "YAML in UTF-8")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
+        content = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     # PyYAML's own conversions raise ValueErrors on dates and numbers that cannot be.
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -123,12 +131,23 @@ def read_yaml(path: Path) -> dict:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice, of which YAML readers keep the last silently."""
+    """Safe loader that refuses a key given twice, of which YAML readers keep the last silently.
+
+    It refuses one, too, that YAML takes for a number, a truth value or a date: what was typed as a
+    name would arrive as another.
+    """
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for i, key in enumerate(keys):
+            kind = key.tag.rpartition(":")[2]
+            if kind not in ("str", "merge"):
+                problem = (
+                    f"YAML reads the name {key.value} as {kind}; put quotes around a number or "
+                    "word that is a name"
+                )
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             if key.value in [earlier.value for earlier in keys[:i]]:
                 problem = f"'{key.value}' is given twice; rename or remove one"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
@@ -142,5 +161,8 @@ def first_problem(error: ValidationError) -> str:
         return f"unknown key '{key}'; remove it or correct its spelling"
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
+    typed, value = problem["type"] in ("string_type", "path_type"), problem["input"]
+    if typed and isinstance(value, (bool, int, float, date)):
+        return f"key '{key}': YAML reads {value} as {type(value).__name__}; put quotes around it"
     message = problem["msg"].removeprefix("Value error, ")
     return f"key '{key}': {message}" if key else message

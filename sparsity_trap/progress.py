@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -46,3 +47,17 @@ def display_options() -> dict[str, object]:
         return {"file": file, "ncols": 88}
     except OSError:
         return {}  # the results of the step will meet the same obstacle, and name it
+
+
+#: Signs of our own sentences for terminals that know none but ASCII.
+_PLAIN = str.maketrans({"µ": "u", "×": "x", "−": "-", "–": "-", "…": "...", "·": "-"})
+
+
+def say(text: str) -> None:
+    """Print a line, also where the terminal does not know its signs."""
+    known = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(known)
+    except UnicodeEncodeError:
+        text = text.translate(_PLAIN).encode(known, "backslashreplace").decode(known)
+    print(text, flush=True)

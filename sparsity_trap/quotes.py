@@ -33,7 +33,7 @@ class Quotes:
         self.values: dict[str, float | int | str | None] = {}
         self._write()
 
-    def __call__(self, prefix: str, **numbers: object) -> None:
+    def __call__(self, prefix: str, /, **numbers: object) -> None:
         """Write numbers under a dotted prefix.
 
         Raises

@@ -43,8 +43,9 @@ PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
 #: World of a preset that is the preset itself once more; see `presets.in_world`.
 REPEAT = re.compile(r"(seeds|threads)(\d+)")
 
-#: Patients and arms name folders and files.
-Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]
+#: Presets, patients and arms name folders and files.
+NAME = r"[\w][\w.+-]{0,99}"
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
 class UserError(Exception):

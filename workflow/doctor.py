@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sparsity_trap.bins import BIN_UM, PATCH_BINS
+from sparsity_trap.inputs import is_dir
 from sparsity_trap.presets import load_preset, other_worlds
+from sparsity_trap.progress import say
 from sparsity_trap.settings import ROOT, Preset, UserError
 
 #: Packages whose version can change a result or whether a file can be read.
@@ -99,9 +102,10 @@ def examine(
 def python() -> Iterator[Row]:
     """Version of Python against the one the lock was made for."""
     found = f"Python {platform.python_version()}"
-    sound = sys.version_info[:2] in ((3, 11), (3, 12))
+    sound = (3, 11) <= tuple(sys.version_info[:2]) <= (3, 12)
     yield Row(
-        "Python", *(("ok", found) if sound else ("FAIL", found, "install 3.11 or 3.12, make env"))
+        "Python",
+        *(("ok", found) if sound else ("FAIL", found, "install Python 3.11 or 3.12, make env")),
     )
 
 
@@ -142,14 +146,29 @@ def gpu() -> Iterator[Row]:
                 yield Row("GPU", "warn", found, mend)
             else:
                 yield Row("GPU", "ok", found)
-    elif shutil.which("nvidia-smi"):
-        yield Row(
-            "GPU", "FAIL", f"torch {torch.__version__} sees no GPU, though nvidia-smi is present",
-            "remove .venv and say make env, which installs torch with CUDA; or update the driver",
-        )  # fmt: skip
     else:
+        yield Row("GPU", *_no_gpu(torch.__version__, torch.version.cuda))
+
+
+def _no_gpu(version: str, cuda: str | None) -> tuple[State, str, str]:
+    """Why torch sees no GPU: hidden, none there, a driver that fails, or a torch without CUDA."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None:
+        found = f"torch {version}, no GPU: CUDA_VISIBLE_DEVICES is '{hidden}'"
+        return "warn", found, "unset it, or name a GPU of this machine, where one is to be used"
+    if not shutil.which("nvidia-smi"):
         mend = "enough for the laptop preset; full sections need an NVIDIA GPU"
-        yield Row("GPU", "warn", f"torch {torch.__version__}, no GPU", mend)
+        return "warn", f"torch {version}, no GPU", mend
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    if done.returncode or "GPU " not in done.stdout:
+        said = " ".join((done.stdout + done.stderr).split())[:200] or "it lists none"
+        mend = "start or update the driver; on a cluster, ask for a job with a GPU"
+        return "warn", f"torch {version}, no GPU, though nvidia-smi is present ({said})", mend
+    if cuda is None:
+        mend = "remove .venv and say make env, which installs torch with CUDA"
+        return "FAIL", f"torch {version} is built without CUDA, though there is a GPU", mend
+    mend = f"update the driver to one for CUDA {cuda}"
+    return "FAIL", f"torch {version} sees no GPU, though nvidia-smi does", mend
 
 
 def _needed_gb(preset: Preset) -> float:
@@ -374,9 +393,10 @@ def _left_out(name: str, left_out: dict[str, int], tissue: int, mask: Path | Non
 
 def _versions(matrix: Path) -> str:
     """What a matrix says of the software and references it was made with."""
-    import h5py
+    from sparsity_trap.data.matrix import open_matrix
 
-    with h5py.File(matrix) as file:
+    with open_matrix(matrix) as group:
+        file = group.file
         versions = [
             f"{label} {value.decode() if isinstance(value, bytes) else value}"
             for key, label in (("software_version", "written by"), ("version", "matrix version"))
@@ -404,16 +424,16 @@ def _sections(preset: Preset | None, cohort_file: Path | None) -> Iterator[Row]:
         return
     readable = {}
     for name, this in cohort.patients.items():
-        if cohort_file is None and not this.outs.is_dir():
-            mend = "make download gets the public sections; name your own in a cohort file"
-            yield Row(f"{name} files", "FAIL", f"{this.outs} does not exist", mend)
-            continue
-        if cohort_file is not None:
-            try:
+        try:
+            if cohort_file is not None:
                 cohorts.check_files(cohort_file, name, this)
-            except UserError as error:
-                yield _failed(f"{name} files", error)
+            elif not is_dir(this.outs):
+                mend = "make download gets the public sections; name your own in a cohort file"
+                yield Row(f"{name} files", "FAIL", f"{this.outs} does not exist", mend)
                 continue
+        except UserError as error:
+            yield _failed(f"{name} files", error)
+            continue
         rows = list(_guarded(f"{name} files", partial(section, name, this, preset)))
         yield from rows
         if all(row.state == "ok" for row in rows[:2]):
@@ -478,9 +498,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     preset = partial(load_preset, given.preset, given.source)
     rows = list(examine(preset, given.cohort, not given.offline))
-    print(table(rows))
+    say(table(rows))
     warned, failed = (sum(row.state == state for row in rows) for state in ("warn", "FAIL"))
-    print(f"\n{len(rows)} checks: {failed} failed, {warned} with a warning")
+    say(f"\n{len(rows)} checks: {failed} failed, {warned} with a warning")
     return int(failed > 0)
 
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsity_trap.files import building
+from sparsity_trap.progress import say
 from sparsity_trap.settings import ROOT, UserError
 
 #: Folder of all data sets on 10x Genomics' server; a file's address is <base>/<name>/<name>_<file>.
@@ -234,10 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.tiles:
-            print(download_tiles(given.tiles, FIGURES if given.base == BASE else given.base))
+            say(str(download_tiles(given.tiles, FIGURES if given.base == BASE else given.base)))
             return
         for patient in given.patients or DATA_SETS:
-            print(download(patient, given.to, given.base))
+            say(str(download(patient, given.to, given.base)))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -32,7 +32,10 @@ from traitlets.config import Config
 
 from sparsity_trap.files import building, commit, hardware
 from sparsity_trap.progress import display_options
-from sparsity_trap.settings import UserError
+from sparsity_trap.settings import ROOT, UserError
+
+#: Where the kernel called python3 is that of this environment.
+KERNELS = ROOT / "workflow" / "jupyter"
 
 
 def parse(pairs: list[str], allowed: dict) -> dict:
@@ -49,13 +52,15 @@ def parse(pairs: list[str], allowed: dict) -> dict:
             raise UserError(f"parameter '{name}' does not exist: choose from {', '.join(allowed)}")
         default = ast.literal_eval(allowed[name]["default"])
         try:
+            if isinstance(default, bool):  # any text is true to Python
+                value = {"true": "1", "false": ""}[value.lower()]
             values[name] = type(default)(value)
             if isinstance(default, float) and not math.isfinite(values[name]):
                 raise ValueError
-        except ValueError:
+        except (KeyError, ValueError):
+            kind = "true or false" if isinstance(default, bool) else "a number"
             raise UserError(
-                f"parameter '{name}' must be a number like its default {default}, "
-                f"not '{value[:80]}'"
+                f"parameter '{name}' must be {kind} like its default {default}, not '{value[:80]}'"
             ) from None
     return values
 
@@ -97,6 +102,19 @@ def own_card(pause: float = 1.0) -> Iterator[str | None]:
         time.sleep(pause)
 
 
+@contextmanager
+def own_kernel() -> Iterator[None]:
+    """Let Jupyter find our kernel first, whatever else is called python3 on this computer."""
+    before = os.environ.get("JUPYTER_PATH")
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(KERNELS), before]))
+    try:
+        yield
+    finally:
+        del os.environ["JUPYTER_PATH"]
+        if before is not None:
+            os.environ["JUPYTER_PATH"] = before
+
+
 def execute(script: Path, output: Path, pairs: list[str]) -> None:
     """Run ``script`` and write the executed notebook to ``output``."""
     if not script.is_file():
@@ -107,7 +125,7 @@ def execute(script: Path, output: Path, pairs: list[str]) -> None:
         "display_name": "Python 3",
         "language": "python",
     }
-    with building(output) as partial, own_card():
+    with building(output) as partial, own_card(), own_kernel():
         # What the page says of itself, whatever made the results that it shows.
         notebook.metadata["sparsity_trap"] = {"commit": commit(), "hardware": hardware()}
         partial.write_bytes(_executed(notebook, script, pairs))
@@ -123,7 +141,8 @@ def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -
             parameters = parse(pairs, declared)
         except UserError as error:
             raise UserError(f"{script}: {error}") from None
-        executed = Path(folder) / "executed.ipynb"
+        executed, own = Path(folder) / "executed.ipynb", Path(folder) / "ipython"
+        own.mkdir()
         # Kernel and client share a machine, so no port is opened; paths of sockets have a limit.
         sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if len(folder) < 80 else {}
         try:
@@ -134,7 +153,8 @@ def _executed(notebook: nbformat.NotebookNode, script: Path, pairs: list[str]) -
                 kernel_name="python3",
                 progress_bar={"desc": "cells", **display_options()},
                 cwd=str(script.resolve().parent),
-                extra_arguments=["--log-level=50"],
+                # Without what the user has IPython do at its start.
+                extra_arguments=["--log-level=50", f"--ipython-dir={own}"],
                 config=Config({"KernelManager": sockets}),
             )
         except DeadKernelError:

@@ -80,6 +80,13 @@ def _figure_data(notebook: nbformat.NotebookNode, name: str, folder: Path) -> li
     return names
 
 
+def _code(text: str) -> str:
+    """Text as code in a table of Markdown, whatever signs a path in it has."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " * bool(longest)
+    return f"{fence}{space}{' '.join(text.split()).replace('|', chr(92) + '|')}{space}{fence}"
+
+
 def _how_made(
     notebook: nbformat.NotebookNode, preset: Preset, numbers: dict, files: list[str]
 ) -> str:
@@ -95,7 +102,7 @@ def _how_made(
     data = family and family.data
     rows = {
         "data": data or f"{SOURCE_NAMES[preset.source]}; SHA-256 of the patches: {hashes}",
-        "script": f"{{download}}`{script} </notebooks/{script}>`, run with `{given}`",
+        "script": f"{{download}}`{script} </notebooks/{script}>`, run with {_code(given)}",
         "data of the figures": ", ".join(
             f"{{download}}`{file} <tables/figures/{file}>`" for file in files
         )

@@ -23,6 +23,7 @@ import pandas as pd
 from sparsity_trap.analysis.claims import read_ledgers
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.files import building, commit, hardware
+from sparsity_trap.progress import say
 from sparsity_trap.settings import ROOT, Preset, UserError
 
 #: Set of runs -> repeat of the preset, and threads of a run.
@@ -117,9 +118,9 @@ def main() -> None:
         key: {name: claim["verdict"] for name, claim in row["sets"].items()}
         for key, row in found["claims"].items()
     }
-    print(pd.DataFrame(verdicts).T.to_string())
-    print(f"changed sides: {', '.join(found['flips']) or 'none'}")
-    print(f"values in the book's interval: {found['covered']} of {found['compared']}")
+    say(pd.DataFrame(verdicts).T.to_string())
+    say(f"changed sides: {', '.join(found['flips']) or 'none'}")
+    say(f"values in the book's interval: {found['covered']} of {found['compared']}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch
 from sparsity_trap import tiles as real
 from sparsity_trap.analysis import ceilings, controls
 from sparsity_trap.files import alone, building, code_digest, commit, hardware
-from sparsity_trap.progress import track
+from sparsity_trap.progress import say, track
 from sparsity_trap.settings import ROOT, UserError
 
 KEPT = ROOT / "results" / "tiles"
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "packages": {"torch": torch.__version__, "numpy": np.__version__},
     }  # fmt: skip
     write(tiles, rates, test, found_test, about)
-    print(RESULTS)
+    say(str(RESULTS))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,14 @@ The unit is the gene of one test section. Its gain ("delta") is Poisson minus MS
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sparsity_trap.data.genes import not_symbols
+from sparsity_trap.frames import as_frame
 from sparsity_trap.settings import Arm, UserError
 
 #: Columns that describe the gene in the test section, the same whichever arm predicted it.
@@ -39,13 +43,14 @@ def dealt(x: np.ndarray, y: np.ndarray) -> float:
     return stats.permutation_test((x,), lambda x, axis: rho(x, y, axis), **orders).pvalue
 
 
-def gene_table(mse: pd.DataFrame, poisson: pd.DataFrame) -> pd.DataFrame:
+def gene_table(mse: Any, poisson: Any) -> pd.DataFrame:
     """Table S1: one row per gene, both runs side by side.
 
     Parameters
     ----------
     mse, poisson
-        Per-gene tables of two runs on the same test patient.
+        Per-gene tables of two runs on the same test patient, from wherever
+        `sparsity_trap.frames.as_frame` takes them.
 
     Returns
     -------
@@ -57,8 +62,12 @@ def gene_table(mse: pd.DataFrame, poisson: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     UserError
-        The runs differ in genes or in test patient.
+        The runs differ in genes or in test patient; a table lacks a column, or a spreadsheet has
+        damaged its genes.
     """
+    mse, poisson = (
+        _scores(table, f"the table of {x}") for table, x in ((mse, "MSE"), (poisson, "Poisson"))
+    )
     if set(mse["gene"]) != set(poisson["gene"]):
         odd = ", ".join(sorted(set(mse["gene"]) ^ set(poisson["gene"])))
         raise UserError(f"the two runs differ in genes ({odd}): score both with the same panel")
@@ -78,14 +87,23 @@ def gene_table(mse: pd.DataFrame, poisson: pd.DataFrame) -> pd.DataFrame:
     return table.assign(improved=table["delta_pcc_8um"] > 0)
 
 
-def mean_table(scores: pd.DataFrame, patient: str, mse: str, poisson: str) -> pd.DataFrame:
+def _scores(table: Any, what: str) -> pd.DataFrame:
+    frame = as_frame(table, what, text=GENE_COLUMNS[:2], numbers=[*GENE_COLUMNS[2:], *_GAINS])
+    # Where all are numbers, they may be what the table's author calls the genes.
+    if not frame["gene"].str.isdecimal().all() and (said := not_symbols(frame["gene"])):
+        raise UserError(f"{what}: {said}")
+    return frame.assign(category=frame["category"].replace("", "other"))
+
+
+def mean_table(scores: Any, patient: str, mse: str, poisson: str) -> pd.DataFrame:
     """`gene_table` of two arms: each score is the mean over the arm's runs on one patient.
 
     Parameters
     ----------
     scores
-        From `runs.long_table`. Of seeds in which one arm `runs.collapsed` or was not trained,
-        neither arm counts; where no seed is left, each arm keeps what it has.
+        From `runs.long_table`, or as it was kept in a file. Of seeds in which one arm
+        `runs.collapsed` or was not trained, neither arm counts; where no seed is left, each arm
+        keeps what it has.
     patient
         Test patient.
     mse, poisson
@@ -96,6 +114,8 @@ def mean_table(scores: pd.DataFrame, patient: str, mse: str, poisson: str) -> pd
     UserError
         An arm has no run on the patient.
     """
+    names = [*GENE_COLUMNS[:2], "arm", "patient"]
+    scores = as_frame(scores, "the table of runs", text=names, numbers=[*GENE_COLUMNS[2:], *_GAINS])
     own = scores[(scores["patient"] == patient) & scores["arm"].isin([mse, poisson])]
     for arm in (mse, poisson):
         if not own["arm"].eq(arm).any():

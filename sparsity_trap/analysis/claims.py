@@ -309,7 +309,10 @@ def read_ledgers(folder: Path) -> dict[str, pd.DataFrame]:
     for family in FAMILIES:
         path = _file(folder, family)
         known = path.is_file()
-        tables[family] = pd.read_csv(path) if known else pd.DataFrame(columns=Claim._fields)
+        words = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+        tables[family] = (
+            pd.read_csv(path, **words) if known else pd.DataFrame(columns=Claim._fields)
+        )
     return tables
 
 

@@ -6,12 +6,14 @@ printed for patient P5, the percentage of in-tissue 2 µm bins with a count of z
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sparsity_trap.frames import PARQUET, as_frame, read_csv
 from sparsity_trap.settings import ROOT, Preset, UserError
 
 if TYPE_CHECKING:
@@ -25,8 +27,24 @@ PANEL: tuple[str, ...] = tuple(_PANEL["gene"])
 #: Kinds of genes that figures know.
 CATEGORIES: tuple[str, ...] = tuple(_PANEL["category"].unique())
 
-#: What spreadsheets make of symbols such as SEPT2 and MARCH1.
-_DATE = r"\d{1,2}-[A-Za-z]{3}|[A-Za-z]{3}-\d{2}|\d{4}-\d{2}-\d{2}.*"
+_MONTH = (
+    "jan(uary?)?|feb(ruary?)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|"
+    "o[ck]t(ober)?|nov(ember)?|de[cz](ember)?|jän(ner)?|märz?|mrz|mai|juni|juli|"  # German too
+    "janv(ier)?|févr?(ier)?|mars|avr(il)?|juin|juil(let)?|août|déc(embre)?|ene|abr|ago|dic"
+)
+#: What spreadsheets make of symbols such as SEPT2 and MARCH1, or of others that read as a number.
+_DATE = re.compile(
+    rf"\d{{1,2}}[-./ ]+({_MONTH})\.?([-./ ]+\d{{2,4}})?"  # 1-Mar, 1. Mrz 2024
+    rf"|({_MONTH})\.?[-/ ]+\d{{2,4}}"  # Mar-01
+    r"|\d{4}-\d{1,2}-\d{1,2}\b.*|\d{1,2}[./]\d{1,2}[./](\d{2,4})?",  # 2024-03-01, 3/1/24, 1.3.
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?(e[-+]?\d+)?", re.IGNORECASE)
+_ERROR = re.compile(r"#(N/A|NAME\?|REF!|VALUE!|NUM!|DIV/0!|NULL!)")
+_ENSEMBL = re.compile(r"ENS[A-Z]*[GT]\d{11}(\.\d+)?")
+
+#: Families that were given new names, so that spreadsheets leave them alone.
+_RENAMED = {"MARCH": "MARCHF", "SEPT": "SEPTIN", "MARC": "MTARC", "DEC": "DELEC"}
 
 #: Least mean count per 8 µm bin of a variable gene: dispersions of rarer ones are mostly noise.
 _LEAST_MEAN = 0.05
@@ -68,62 +86,84 @@ def panel(preset: Preset) -> pd.DataFrame:
     return load_panel(ROOT / preset.genes.panel)
 
 
-def load_panel(path: Path | str) -> pd.DataFrame:
+def load_panel(table: Any) -> pd.DataFrame:
     """Read a user's panel.
 
     Parameters
     ----------
-    path
-        A comma- or tab-separated table with a column ``gene`` and, if wanted, ``category``. Lines
-        that begin with # are skipped.
+    table
+        Path of a table separated by commas, semicolons or tabs, or any table that
+        :func:`sparsity_trap.frames.as_frame` takes, with a column ``gene`` and, if wanted,
+        ``category``. Lines of a file that begin with # are skipped.
 
     Returns
     -------
-    DataFrame with columns ``gene`` and ``category`` in the file's order; genes without a category
+    DataFrame with columns ``gene`` and ``category`` in the table's order; genes without a category
     are "other".
 
     Raises
     ------
     UserError
-        The file cannot be read, has no column ``gene``, lists no gene, one twice or a date, or
-        names a category that figures do not know.
+        It cannot be read, has no column ``gene``, lists no gene, one twice or none that is a
+        symbol, or names a category that figures do not know.
     """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            separator = "\t" if "\t" in file.read(10_000) else ","
-            file.seek(0)
-            options = {"dtype": str, "keep_default_na": False, "comment": "#"}
-            table = pd.read_csv(file, sep=separator, **options)
-        if not isinstance(table.index, pd.RangeIndex):
-            raise ValueError("a line has more cells than the first")
-    except (OSError, ValueError) as error:
+    called = f"panel {table}" if isinstance(table, (str, Path)) else "panel"
+    if isinstance(table, (str, Path)) and Path(table).suffix.lower() not in PARQUET:
+        table = read_csv(Path(table), comments=True)
+    frame = as_frame(table, called)
+    frame = frame.rename(columns={n: n.lower() for n in frame if n.lower() in ("gene", "category")})
+    if "gene" not in frame or frame.empty:
         raise UserError(
-            f"panel {path} cannot be read ({str(error).strip()}): give a CSV with a column 'gene'"
-        ) from None
-    table = table.rename(columns=str.strip).map(str.strip)
-    if "gene" not in table or table.empty or (table["gene"] == "").any():
-        raise UserError(
-            f"panel {path} has no column 'gene' or a line without one: name the column in the "
-            "first line and give a symbol in each other"
+            f"{called} has no column 'gene' or no line below it: name the column in the first line "
+            "and give a symbol in each other"
         )
-    dates = table["gene"][table["gene"].str.fullmatch(_DATE)]
-    if len(dates):
+    frame = as_frame(frame, called, text=["gene", "category"] if "category" in frame else ["gene"])
+    genes = frame["gene"].str.strip()
+    if said := not_symbols(genes):
+        raise UserError(f"{called}: {said}")
+    if ids := [gene for gene in genes if _ENSEMBL.fullmatch(gene)]:
+        raise UserError(f"{called}: {ids[0]} is an id of Ensembl: give gene symbols in its place")
+    category = frame["category"].str.strip().str.lower() if "category" in frame else ""
+    frame = pd.DataFrame({"gene": genes, "category": category})
+    frame["category"] = frame["category"].replace("", "other")
+    if unknown := sorted(set(frame["category"]) - set(CATEGORIES)):
         raise UserError(
-            f"panel {path}: {dates.iloc[0]} is a date, which a spreadsheet made of a gene symbol: "
-            "write the symbol again, as text"
+            f"{called}: category '{unknown[0]}' is unknown; choose among {', '.join(CATEGORIES)}"
         )
-    if repeated := list(table["gene"][table["gene"].duplicated()].unique()):
-        raise UserError(f"panel {path}: gene {repeated[0]} occurs twice: keep one of them")
-    if "category" not in table:
-        table["category"] = "other"
-    table["category"] = table["category"].replace("", "other")
-    if unknown := sorted(set(table["category"]) - set(CATEGORIES)):
-        raise UserError(
-            f"panel {path}: category '{unknown[0]}' is unknown; choose among "
-            f"{', '.join(CATEGORIES)}"
-        )
-    return table[["gene", "category"]]
+    return frame
+
+
+def not_symbols(genes: pd.Series) -> str:
+    """What is wrong with a column of gene symbols, and what helps; else nothing."""
+    again = "write the symbol again, as text"
+    by_spreadsheet = "which a spreadsheet made of a gene symbol"
+    for gene in genes:
+        if not gene:
+            return "a line has no gene: give its symbol, or remove the line"
+        if _DATE.fullmatch(gene):
+            return f"{gene} is a date, {by_spreadsheet}: {again}"
+        if _ERROR.fullmatch(gene):
+            return f"{gene} is an error, {by_spreadsheet}: {again}"
+        if _NUMBER.fullmatch(gene):
+            return f"{gene} is a number, {by_spreadsheet} (a date is one to it), or an id: {again}"
+    if repeated := list(genes[genes.duplicated()].unique()):
+        return f"gene {repeated[0]} occurs twice: keep one of them"
+    return ""
+
+
+def near_symbols(missing: Sequence[str], names: Sequence[str | None]) -> str:
+    """What a section calls genes that it lacks under these names, in brackets; else nothing."""
+    by_capitals = {name.upper(): name for name in names if name}
+    found = []
+    for gene in missing:
+        family = re.fullmatch(rf"({'|'.join(_RENAMED)})(\d+)", gene.upper())
+        now = f"{_RENAMED[family[1]]}{family[2]}" if family else gene.upper()
+        if now in by_capitals:
+            found.append(f"{by_capitals[now]} for {gene}")
+    damaged = [name for name in by_capitals.values() if _DATE.fullmatch(name)]
+    if damaged:
+        found.append(f"{damaged[0]}, a date that a spreadsheet made of a symbol")
+    return f" (it has {'; '.join(found)})" if found else ""
 
 
 def choose_variable_genes(tables: Mapping[str, AnnData], count: int) -> pd.DataFrame:

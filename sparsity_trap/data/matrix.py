@@ -7,6 +7,7 @@ the reading; both go on in threads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsity_trap.data.inflate import in_threads, numbers, pieces, read_all, reader
+from sparsity_trap.inputs import NO_LOCKS, check_file, unreadable
 from sparsity_trap.settings import UserError
 
 if TYPE_CHECKING:
     import h5py
     import scipy.sparse as sp
 
+_MATRIX = "a whole Space Ranger matrix, version 3"
 _BARCODE = b"s_002um_RRRRR_CCCCC"
 _BATCH = 100_000  # sorted entries in hand at a time
 BLOCK = 400_000  # entries of one piece of work
@@ -34,24 +37,69 @@ DAMAGE = (OSError, LookupError, TypeError, ValueError, AttributeError, MemoryErr
 @contextmanager
 def open_matrix(path: Path) -> Iterator[h5py.Group]:
     """Open a count matrix; whatever its damage raises becomes one sentence."""
-    import h5py
-
     check_present(path)
     try:
-        with h5py.File(path) as file:
+        with _open(path) as file:
             yield file["matrix"]
     except DAMAGE as error:
-        raise UserError(
-            f"{path} is not a whole Space Ranger matrix, version 3 ({error}): copy it again"
-        ) from error
+        if said := _other_layout(path, error):
+            raise UserError(f"{path} {said}") from error
+        raise unreadable(path, _MATRIX, error, own=b"\x89HDF") from error
+
+
+def _open(path: Path) -> h5py.File:
+    import h5py
+
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return h5py.File(path, locking=False)
+
+
+def _other_layout(path: Path, error: Exception) -> str:
+    """What a sound HDF5 file holds that cannot be read here, and what helps; else nothing."""
+    import h5py
+
+    try:
+        with _open(path) as file:
+            if "matrix" not in file:
+                kind = "is an AnnData table" if "obs" in file else "holds " + ", ".join(file)
+                return (
+                    f"{kind} and no group 'matrix': give filtered_feature_bc_matrix.h5 of Space "
+                    "Ranger 3 or later, which is of version 3"
+                )
+            foreign: list[str] = []
+
+            def look(name: str, item: h5py.Dataset | h5py.Group) -> None:
+                if not isinstance(item, h5py.Dataset):
+                    return
+                plan = item.id.get_create_plist()
+                for i in range(plan.get_nfilters()):
+                    number, _, _, said = plan.get_filter(i)
+                    if not h5py.h5z.filter_avail(number):
+                        foreign.append(f"{name} with filter {number} {said.decode()}".strip())
+
+            file["matrix"].visititems(look)
+    except (*DAMAGE, RuntimeError):
+        return ""
+    if foreign and isinstance(error, OSError):
+        return (
+            f"compresses {', '.join(foreign)}, for which HDF5 finds no plugin: write it again with "
+            "gzip (h5repack -f GZIP=4), or set HDF5_PLUGIN_PATH to the folder of the plugin"
+        )
+    if absent := re.search(r"object '(.+?)' doesn't exist", str(error)):
+        return (
+            f"has no {absent[1]} in the group 'matrix': give the file of version 3 as Space Ranger "
+            "wrote it"
+        )
+    return ""
 
 
 def check_present(path: Path) -> None:
-    """Raise ``UserError`` where a file of Space Ranger's output is missing."""
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist: unpack {path.parent.name} of this run again, wholly"
-        )
+    """Raise ``UserError`` where a file of Space Ranger's output is missing or may not be read."""
+    check_file(path, f"unpack {path.parent.name} of this run again, wholly")
 
 
 def read_features(path: Path) -> list[str | None]:
@@ -59,7 +107,7 @@ def read_features(path: Path) -> list[str | None]:
     with open_matrix(path) as matrix:
         features = matrix["features"]
         return [
-            name.decode() if kind == b"Gene Expression" else None
+            name.decode().strip() if kind.strip() == b"Gene Expression" else None
             for name, kind in zip(features["name"][:], features["feature_type"][:], strict=True)
         ]
 
@@ -73,9 +121,12 @@ def read_genes(
     """
     names = read_features(path)
     if missing := [gene for gene in genes if gene not in set(names)]:
+        from sparsity_trap.data.genes import near_symbols
+
         raise UserError(
-            f"{path} has no gene {', '.join(missing)}: use a matrix of the human transcriptome "
-            "with gene symbols, or take the gene out of the panel (key genes.panel)"
+            f"{path} has no gene {', '.join(missing)}{near_symbols(missing, names)}: use a matrix "
+            "of the human transcriptome with gene symbols, or take the gene out of the panel (key "
+            "genes.panel)"
         )
     place: dict[str | None, int] = {gene: column for column, gene in enumerate(genes)}
     # The narrower, the faster columns are sorted.
@@ -110,11 +161,11 @@ def read_all_genes(
         indices = matrix["indices"]
 
         def columns(planes: np.ndarray) -> np.ndarray:
-            return column_of.take(numbers(planes, indices.dtype))
+            return column_of.take(_whole(numbers(planes, indices.dtype), path))
 
         column = read_all(indices, BLOCK, columns)
         # Of the type of the columns where that holds them, or SciPy would convert these.
-        indptr = read_all(matrix["indptr"], BLOCK).astype(_index_type(len(column)))
+        indptr = _whole(read_all(matrix["indptr"], BLOCK), path).astype(_index_type(len(column)))
         others = None in names
         table = sp.csr_array((counts, column, indptr), shape=(len(bins), len(genes) + others))
     return bins, table[:, : len(genes)] if others else table, genes
@@ -142,6 +193,16 @@ def check_counts(values: np.ndarray, path: Path) -> np.ndarray:
             "Space Ranger, not normalised or log-transformed values"
         )
     return values
+
+
+def _whole(values: np.ndarray, path: Path) -> np.ndarray:
+    """Indices as whole numbers: R writes them as real ones."""
+    if values.dtype.kind in "iu":
+        return values
+    whole = values.astype(np.int64)
+    if not np.array_equal(whole, values):
+        raise UserError(f"{path}: its indices are not whole numbers: give Space Ranger's own file")
+    return whole
 
 
 def in_order(bins: np.ndarray, values: np.ndarray, path: Path) -> int:
@@ -199,14 +260,14 @@ def _pieces_by_gene(
     block: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
     """Entries of some genes, piece by piece: bins, counts, and where each gene begins and ends."""
-    indptr = read_all(matrix["indptr"], BLOCK)
+    indptr = _whole(read_all(matrix["indptr"], BLOCK), path)
     indices, data = matrix["indices"], matrix["data"]
     if len(indptr) != len(bins) + 1 or {len(indices), len(data)} != {int(indptr[-1])}:
         raise UserError(f"{path}: indptr does not fit barcodes and data; copy it again")
     read_index, read_value = reader(indices), reader(data)
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        column = column_of.take(read_index(start, stop))
+        column = column_of.take(_whole(read_index(start, stop), path))
         kept = np.flatnonzero(column >= 0)
         column = column.take(kept)
         kept = kept.take(np.argsort(column, kind="stable"))

@@ -7,6 +7,8 @@ twice, normalised values in place of counts, bins of another width, an image of 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ from sparsity_trap.data.spaceranger import (
     Slide,
     open_slide,
 )
+from sparsity_trap.inputs import check_file, is_dir, is_file
 from sparsity_trap.presets import first_problem, load_preset, read_yaml
 from sparsity_trap.settings import SIMULATION, Name, Preset, Runs, UserError
 
@@ -59,7 +62,7 @@ class Section(BaseModel):
     def files(self) -> list[Path]:
         """What is read of the section, of what is there; the reader names what is missing."""
         own = [self.outs / name for name in (MATRIX, POSITIONS, SCALES, *IMAGE_NAMES)]
-        return [file for file in (*own, self.image, self.mask) if file and file.is_file()]
+        return [file for file in (*own, self.image, self.mask) if file and is_file(file)]
 
 
 class Cohort(BaseModel):
@@ -85,8 +88,9 @@ def read_cohort(path: Path | str) -> Cohort:
         invalid key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: copy cohort.example.yaml and fill in your folders")
+    if not str(path).isprintable():
+        raise UserError(f"the name {str(path)!r} holds signs that cannot be printed: rename it")
+    check_file(path, "copy cohort.example.yaml and fill in your folders")
     content = read_yaml(path)
     try:
         cohort = Cohort.model_validate(content)
@@ -166,7 +170,7 @@ def real_section(preset: Preset, patient: str) -> Section:
     section = real_sections(preset)[patient]
     if preset.cohort_file is not None:
         check_files(preset.cohort_file, patient, section)
-    elif not section.outs.is_dir():
+    elif not is_dir(section.outs):
         raise UserError(
             f"{section.outs} does not exist: put the Space Ranger output of patient {patient} "
             "there (or a link to it), with its full-resolution image, give a cohort file "
@@ -186,6 +190,18 @@ def is_simulated(section: Section) -> bool:
         return True
     with open_matrix(section.outs / MATRIX) as matrix:
         return matrix.file.attrs.get("software_version") == SIMULATION
+
+
+def folder_name(stem: str) -> str:
+    """A file's stem as part of a folder's name: other stems stay other folders.
+
+    >>> folder_name("cohort"), folder_name("cohort (1)")
+    ('cohort', 'cohort_1_-f8a84811')
+    """
+    plain = re.sub(r"[^\w.+-]+", "_", stem)[:60]
+    return (
+        plain if plain == stem else f"{plain}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
+    )
 
 
 def with_cohort(preset: Preset, path: Path | str) -> Preset:
@@ -210,7 +226,7 @@ def with_cohort(preset: Preset, path: Path | str) -> Preset:
         tested = [main] * tests_main + others * tests_others
         runs.append(Runs(arms=group.arms, test_patients=tested, seeds=group.seeds))
     changes = {
-        "name": f"{preset.name}-{path.stem}",
+        "name": f"{preset.name}-{folder_name(path.stem)}",
         "source": "spaceranger",
         "patients": patients,
         "main_patient": main,
@@ -225,18 +241,21 @@ def with_cohort(preset: Preset, path: Path | str) -> Preset:
 
 def check_files(path: Path | str, name: str, section: Section) -> None:
     """Raise ``UserError`` when a file or folder of one patient does not exist."""
-    if not section.outs.is_dir():
+    if not is_dir(section.outs):
         raise UserError(
             f"{path}: patients.{name}.outs: {section.outs} is not a folder: give the outs folder "
-            "of Space Ranger (relative paths are relative to the cohort file)"
+            "of Space Ranger (relative paths are relative to the cohort file; put quotes around "
+            "one that holds a #)"
         )
     for key, what in (("image", "full-resolution H&E"), ("mask", "mask, or leave the key out")):
         file = getattr(section, key)
-        if file is not None and not file.is_file():
+        if file is not None and not is_file(file):
             raise UserError(
                 f"{path}: patients.{name}.{key}: {file} is not a file: give the {what} "
                 "(relative paths are relative to the cohort file)"
             )
+        if file is not None:
+            check_file(file, f"give the {what}", "a picture")
 
 
 def check_section(name: str, section: Section) -> None:

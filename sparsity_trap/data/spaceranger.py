@@ -26,9 +26,11 @@ from sparsity_trap.data.matrix import (
     read_features,
     read_genes,
 )
+from sparsity_trap.inputs import check_file, is_dir, is_file, read_text, unreadable
 from sparsity_trap.settings import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
     import scipy.sparse as sp
     from anndata import AnnData
@@ -103,9 +105,9 @@ def open_slide(outs: Path | str, image: Path | str | None = None) -> Slide:
         A file is missing or unreadable, or the bins are not 2 µm wide.
     """
     outs = Path(outs)
-    if not outs.is_dir():
+    if not is_dir(outs):
         raise UserError(f"{outs} does not exist: give the 'outs' folder of Space Ranger")
-    if not (outs / MATRIX).parent.is_dir():
+    if not is_dir((outs / MATRIX).parent):
         raise UserError(
             f"{(outs / MATRIX).parent} does not exist: give the 'outs' folder of a Visium HD run "
             "and unpack its binned_outputs there"
@@ -188,15 +190,20 @@ def read_positions(outs: Path | str) -> Positions:
     """Read tissue flag and pixel position of every bin, laid out ``[rows, cols]``."""
     import pyarrow as pa
 
-    shape = read_array_shape(outs)
+    path, shape = Path(outs) / POSITIONS, read_array_shape(outs)
     in_tissue = np.zeros(shape, bool)
     y = np.full(shape, np.nan, np.float32)
     x = np.full(shape, np.nan, np.float32)
-    with _open_table(Path(outs) / POSITIONS, _POSITION_COLUMNS) as table:
+    with _open_table(path, _POSITION_COLUMNS) as table:
         for batch in table.iter_batches(batch_size=_BATCH, columns=list(_POSITION_COLUMNS)):
             tissue, row, col, pixel_row, pixel_col = (
-                batch.column(name).to_numpy(zero_copy_only=False) for name in _POSITION_COLUMNS
+                _numbers(batch.column(name), name, path) for name in _POSITION_COLUMNS
             )
+            if not np.isin(tissue, (0, 1)).all():
+                raise UserError(
+                    f"{path}: in_tissue is {tissue[~np.isin(tissue, (0, 1))][0]} in a bin, not 0 "
+                    "or 1: give Space Ranger's own table"
+                )
             in_tissue[row, col] = tissue == 1
             y[row, col] = pixel_row
             x[row, col] = pixel_col
@@ -204,34 +211,99 @@ def read_positions(outs: Path | str) -> Positions:
     return Positions(in_tissue, y, x)
 
 
+def _numbers(column: pa.Array, name: str, path: Path) -> np.ndarray:
+    """A column of the positions table as numbers, whatever the program that wrote it made of them.
+
+    R writes real numbers, pandas true and false or categories, others text. Pixel positions may be
+    missing; they are then NaN.
+    """
+    import pyarrow as pa
+
+    pixel = name.startswith("pxl_")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.null_count and not pixel:
+        raise UserError(
+            f"{path}: {name} is missing in {column.null_count} of {len(column)} lines: give Space "
+            "Ranger's own table"
+        )
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    try:
+        if name == "in_tissue" and text:
+            column = column.cast(pa.bool_())  # "TRUE", "false", "1"
+        column = column.cast(pa.float64() if pixel else pa.int64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        kind = "numbers" if pixel else "whole numbers"
+        raise UserError(
+            f"{path}: {name} does not hold {kind} ({reason}): give Space Ranger's own table"
+        ) from None
+    values = column.to_numpy(zero_copy_only=False)
+    if not pixel and values.min(initial=0) < 0:
+        raise UserError(f"{path}: {name} is {values.min()}: give Space Ranger's own table")
+    return values
+
+
 def read_array_shape(outs: Path | str) -> tuple[int, int]:
     """Rows and columns of the array of bins, from the positions table's own statistics."""
     path = Path(outs) / POSITIONS
-    with _open_table(path, ("array_row", "array_col")) as table:
+    names = ("array_row", "array_col")
+    with _open_table(path, names) as table:
         if not table.metadata.num_rows:
             raise UserError(f"{path} lists no bins: copy it again")
         place = {table.metadata.schema.column(i).name: i for i in range(table.metadata.num_columns)}
         groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
-        rows, cols = (
-            1 + max(int(group.column(place[name]).statistics.max) for group in groups)
-            for name in ("array_row", "array_col")
-        )
+        known = [[group.column(place[name]).statistics for group in groups] for name in names]
+        if all(found and isinstance(found.max, int) for column in known for found in column):
+            rows, cols = (1 + max(found.max for found in column) for column in known)
+        else:  # of other types, or without statistics
+            columns = (table.read([name]).column(name).combine_chunks() for name in names)
+            numbers = [_numbers(c, n, path) for c, n in zip(columns, names, strict=True)]
+            rows, cols = (1 + int(values.max()) for values in numbers)
     return rows, cols
+
+
+def read_scales(outs: Path | str) -> dict[str, float]:
+    """Space Ranger's scale factors, the numbers among them."""
+    path = Path(outs) / SCALES
+    check_present(path)
+    text = read_text(path, "a table of scale factors (JSON)")
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("no object at its top")
+    except (ValueError, RecursionError) as error:
+        what = "a whole table of scale factors (JSON)"
+        raise unreadable(path, what, error, own=b"{") from None
+    return {key: value for key, value in content.items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_scale(outs: Path | str) -> float:
     """Width of a full-resolution pixel in µm; ``UserError`` where bins are not 2 µm wide."""
-    path = Path(outs) / SCALES
-    check_present(path)
-    try:
-        scales = json.loads(path.read_text())
-        bin_um, microns_per_pixel = scales["bin_size_um"], float(scales["microns_per_pixel"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is incomplete ({error}): copy it again") from None
+    path, scales = Path(outs) / SCALES, read_scales(outs)
+    if "bin_size_um" not in scales:
+        raise UserError(
+            f"{path} has no number bin_size_um: give the file of {SQUARE} that Space Ranger 3 or "
+            "later wrote, or add it, where bins are 2 µm wide"
+        )
+    if scales["bin_size_um"] != BIN_UM:
+        bin_um = scales["bin_size_um"]
+        raise UserError(f"{path}: bin_size_um is {bin_um}, not {BIN_UM}: give the {SQUARE} output")
+    if "microns_per_pixel" not in scales and scales.get("spot_diameter_fullres", 0) > 0:
+        # The width of a bin in pixels, as early versions wrote it alone.
+        scales["microns_per_pixel"] = BIN_UM / scales["spot_diameter_fullres"]
+    if "microns_per_pixel" not in scales:
+        raise UserError(
+            f"{path} has no number microns_per_pixel, as in early versions: add it, the width of a "
+            "pixel of the full-resolution image in µm, or run Space Ranger 3 or later again"
+        )
+    microns_per_pixel = float(scales["microns_per_pixel"])
     if not (np.isfinite(microns_per_pixel) and microns_per_pixel > 0):
         raise UserError(f"{path}: microns_per_pixel is {microns_per_pixel}: copy it again")
-    if bin_um != BIN_UM:
-        raise UserError(f"{path}: bin_size_um is {bin_um}, not {BIN_UM}: give the {SQUARE} output")
     return microns_per_pixel
 
 
@@ -250,19 +322,17 @@ def _open_table(path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
                 )
             yield table
     except (pa.ArrowException, *DAMAGE) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a whole parquet table ({reason}): copy it again") from error
+        raise unreadable(path, "a whole parquet table", error, own=b"PAR1") from error
 
 
 def _find_image(outs: Path, image: Path | str | None) -> Path:
     if image is not None:
-        if not Path(image).is_file():
-            raise UserError(f"{image} does not exist: give the path of the full-resolution H&E")
+        check_file(Path(image), "give the path of the full-resolution H&E", "an image")
         return Path(image)
     for name in IMAGE_NAMES:
-        if (outs / name).is_file():
+        if is_file(outs / name):
+            check_file(outs / name, "", "an image")
             return outs / name
-    raise UserError(
-        f"{outs / IMAGE_NAMES[0]} does not exist: put the full-resolution H&E there, as .tif, "
-        ".tiff or .btf"
-    )
+    remedy = "put the full-resolution H&E there, as .tif, .tiff or .btf"
+    check_file(outs / IMAGE_NAMES[0], remedy)
+    return outs / IMAGE_NAMES[0]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,10 @@ def gene_browser(
         "about_wide": len(panels) != 5,
         "panels": panels,
         "genes": [
-            _gene_texts(row, panels, top)
-            for row, top in zip(genes.to_dict("records"), tops, strict=True)
+            _gene_texts(row, file, panels, top)
+            for row, file, top in zip(
+                genes.to_dict("records"), _file_names(genes["gene"]), tops, strict=True
+            )
         ],
     }
     colours = 255 * matplotlib.colormaps["magma"](np.linspace(0, 1, 24))[:, :3]
@@ -145,13 +148,13 @@ def _write_maps(
         values = np.stack(
             [_patch_map(maps[panel["key"]], i)[places] for i in range(len(store))], axis=1
         )
-        for g, gene in enumerate(genes):
+        for g, (gene, file) in enumerate(zip(genes, _file_names(genes), strict=True)):
             section = assemble(store, values[g], OVERVIEW_BINS)[window]
             if panel["key"] == "counts":
                 tops.append(max(1.0, float(np.percentile(section[mask], 99.5))))
             title = f"{gene}, {panel['label']}, UMI per {_BIN_UM} um bin"  # Exif is in ASCII
             about = f"{title}; patient {store.patient}, {note or 'measured'}"
-            path = folder / f"{_slug(gene)}-{panel['key']}.webp"
+            path = folder / f"{file}-{panel['key']}.webp"
             write_map(path, section, mask, tops[g], note, about)
     return tops
 
@@ -168,7 +171,7 @@ def _patch_window(store: PatchStore) -> tuple[slice, slice]:
     return slice(first[0], last[0]), slice(first[1], last[1])
 
 
-def _gene_texts(row: dict, panels: list[dict], top: float) -> dict:
+def _gene_texts(row: dict, file: str, panels: list[dict], top: float) -> dict:
     """What the browser writes beside the pictures of one gene."""
     facts = [
         str(row["category"]),
@@ -191,7 +194,7 @@ def _gene_texts(row: dict, panels: list[dict], top: float) -> dict:
         scores[panel["key"]] = [line for line in lines if line]
     return {
         "name": row["gene"],
-        "file": _slug(row["gene"]),
+        "file": file,
         "colour": CATEGORY_COLOURS.get(row["category"], CATEGORY_COLOURS["other"]),
         "facts": facts,
         "scores": scores,
@@ -209,6 +212,13 @@ def _ticks(top: float) -> list[tuple[str, float]]:
     places = [(value, math.sqrt(value / top)) for value in series]
     inner = [(f"{v:g}", round(100 * p, 2)) for v, p in places if 0.25 <= p <= 0.84]
     return [("0", 0.0), *inner, (f"≥ {top:.3g}", 100.0)]
+
+
+def _file_names(genes: Iterable[str]) -> list[str]:
+    """Name of each gene's pictures; those of A/B and A_B, or of Actb and ACTB, differ."""
+    names = [_slug(gene) for gene in genes]
+    taken = Counter(name.lower() for name in names)
+    return [name if taken[name.lower()] == 1 else f"{name}-{i}" for i, name in enumerate(names)]
 
 
 def _slug(text: str) -> str:

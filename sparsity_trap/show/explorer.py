@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sparsity_trap import losses
 from sparsity_trap.show.page import render
-from sparsity_trap.show.style import MSE_COLOUR, POISSON_COLOUR
+from sparsity_trap.show.style import MSE_COLOUR, POISSON_COLOUR, own_settings
 
 _LOSSES = {
     "mse": ("MSE", MSE_COLOUR),
@@ -68,6 +68,11 @@ def _loss(name: str, rate: torch.Tensor, log_rate: torch.Tensor, count: float) -
 
 def _picture(count: float) -> str:
     """The two plots at one count as SVG in base 64, for readers without scripts."""
+    with own_settings(), matplotlib.rc_context({"svg.fonttype": "none"}):  # letters, not outlines
+        return _drawn(count)
+
+
+def _drawn(count: float) -> str:
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     rate = np.logspace(-2.3, 1.3, 181)
@@ -82,6 +87,5 @@ def _picture(count: float) -> str:
     for axis in (left, right):
         axis.set(xscale="log", xlabel="rate λ")
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters, not their outlines
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return base64.b64encode(buffer.getvalue()).decode()

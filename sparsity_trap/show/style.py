@@ -8,7 +8,10 @@ importing this module leaves matplotlib's settings as they are.
 from __future__ import annotations
 
 import functools
+import inspect
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -61,33 +64,65 @@ _STYLE = {
 }
 
 
-def _styled(parent: type, *names: str):
-    """Class decorator: methods of the parent that read matplotlib's settings find the style."""
+#: Settings of this session rather than of a figure's look.
+_OF_THE_SESSION = (
+    "backend", "date.epoch", "docstring", "interactive", "savefig.directory", "timezone", "tk.",
+    "toolbar", "webagg",
+)  # fmt: skip
+#: What figures look like: matplotlib's own settings, none of the reader's matplotlibrc, and ours.
+_SETTINGS = {
+    key: value
+    for key, value in dict.items(matplotlib.rcParamsDefault)
+    if not key.startswith(_OF_THE_SESSION)
+} | dict(matplotlib.RcParams(_STYLE).items())
+_inside = False
 
-    def wrap(name: str):
-        method = getattr(parent, name)
 
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Within it, matplotlib's settings are those of exhibits, and afterwards what they were."""
+    global _inside
+    if _inside:
+        yield
+        return
+    # As plain dictionaries: methods of axes are called often, and each value would be checked.
+    before = dict.copy(matplotlib.rcParams)
+    _inside = True
+    dict.update(matplotlib.rcParams, _SETTINGS)
+    try:
+        yield
+    finally:
+        dict.update(matplotlib.rcParams, before)
+        _inside = False
+
+
+def _styled(parent: type):
+    """Class decorator: the parent's methods read our settings in place of matplotlib's."""
+
+    def wrap(method: Callable) -> Callable:
         @functools.wraps(method)
         def call(*args, **options):
-            with matplotlib.rc_context(_STYLE):
+            with own_settings():
                 return method(*args, **options)
 
         return call
 
     def decorate(child: type) -> type:
-        for name in names:
-            setattr(child, name, wrap(name))
+        for name in ("__init__", *(name for name in dir(parent) if not name.startswith("_"))):
+            method = inspect.getattr_static(parent, name)
+            if inspect.isfunction(method) and name not in vars(child):
+                setattr(child, name, wrap(method))
         return child
 
     return decorate
 
 
-@_styled(Axes, "__init__", "set_title", "text", "annotate", "legend")
+@_styled(Axes)
 class _ExhibitAxes(Axes):
     """Axes of an exhibit."""
 
 
-@_styled(Figure, "__init__", "text", "suptitle", "legend", "colorbar", "savefig")
+@_styled(Figure)
 class Exhibit(Figure):
     """A figure that notebooks show by itself, whatever the backend, and once.
 

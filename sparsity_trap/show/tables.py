@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from IPython.display import HTML
 
+from sparsity_trap.frames import as_frame
 from sparsity_trap.show.page import asset
 
 #: Column of a table -> its heading.
@@ -38,6 +39,8 @@ def show(
     sortable
         Sort by the column whose heading is pressed.
     """
+    if not isinstance(table, pd.DataFrame):
+        table = as_frame(table, "the table to show")
     shown = table.copy().astype(object)
     for i, column in enumerate(table.columns):
         spec = ".2g" if column in ("p", "q", "p_value", "q_value") else f".{digits}f"

@@ -130,6 +130,32 @@ def test_gene_table_refuses_runs_that_do_not_match():
         gene_table(mse, poisson.iloc[1:])
 
 
+def test_tables_of_any_kind_give_the_same(tmp_path):
+    mse, poisson = planted(0.1)
+    expected = gene_table(mse, poisson)
+    poisson.to_csv(tmp_path / "poisson.csv", index=False)
+    own = pd.CategoricalDtype([*CATEGORIES, "of no gene"])
+    kinds = [poisson.convert_dtypes(), poisson.astype({"category": own}), tmp_path / "poisson.csv"]
+    for table in kinds:
+        pd.testing.assert_frame_equal(gene_table(mse.to_dict("list"), table), expected)
+    scores = long(mse, poisson).replace({"patient": {"P5": "001"}})
+    scores.to_csv(tmp_path / "runs.csv", index=False)
+    pd.testing.assert_frame_equal(
+        mean_table(tmp_path / "runs.csv", "001", "D", "E"), mean_table(scores, "001", "D", "E")
+    )
+
+
+def test_tables_without_what_is_needed_are_refused():
+    mse, poisson = planted(0.1)
+    with pytest.raises(UserError, match="the table of MSE has no column pcc_8um"):
+        gene_table(mse.drop(columns="pcc_8um"), poisson)
+    damaged = poisson.replace({"gene": {PANEL[3]: "1-Mar", PANEL[4]: "1-Mar"}})
+    with pytest.raises(UserError, match="the table of Poisson: 1-Mar is a date"):
+        gene_table(mse, damaged)
+    numbered = [table.assign(gene=range(len(table))) for table in (mse, poisson)]
+    assert gene_table(*numbered)["gene"].tolist() == [str(i) for i in range(len(mse))]
+
+
 def test_mean_table_is_over_the_seeds_that_both_arms_have():
     scores = long(*planted(0.1))
     failed = (scores["arm"] == "D") & (scores["seed"] == 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numba.core.caching
 import pytest
 import torch
 
 from sparsity_trap import _fused, losses
+from sparsity_trap._compiled import compiled
 from sparsity_trap.losses import LINKS, Objective
 
 TOLERANCE = {torch.float32: dict(rtol=2e-5, atol=1e-6), torch.float64: dict(rtol=1e-10, atol=1e-14)}
@@ -115,3 +117,15 @@ def test_extreme_rates_and_dispersions_stay_finite(loss, link):
     mask = torch.ones(1, 16, 16, dtype=torch.bool)
     for found in value_and_gradients(made, eta, count, mask):
         assert torch.isfinite(found).all()
+
+
+def test_loops_are_compiled_where_nothing_may_be_kept(monkeypatch):
+    """Neither beside the source nor in a home."""
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+
+    def twice(x):
+        return 2 * x
+
+    with pytest.raises(RuntimeError, match="no locator"):
+        numba.njit(cache=True)(twice)
+    assert compiled(twice)(21) == 42

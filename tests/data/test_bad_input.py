@@ -403,7 +403,7 @@ SECTION_FAULTS |= {
         "data as text": replaced("data", lambda v: v.astype("S")),
         "data not numbers": replaced("data", lambda v: np.full(len(v), np.nan)),
         "data logged": replaced("data", lambda v: np.log1p(v)),
-        "indices as real numbers": replaced("indices", lambda v: v.astype(float)),
+        "indices between genes": replaced("indices", lambda v: v + 0.5),
         "indices of more genes": replaced("indices", lambda v: v + 3),
         "pointers too few": replaced("indptr", lambda v: v[:-1]),
         "barcodes as numbers": replaced("barcodes", lambda v: np.arange(len(v))),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import anndata
 import h5py
 import numpy as np
@@ -15,7 +17,7 @@ from spaceranger import write_outs
 
 from sparsity_trap import runs
 from sparsity_trap.data.genes import choose_variable_genes, load_panel, panel
-from sparsity_trap.data.spaceranger import MATRIX, read_8um_table
+from sparsity_trap.data.spaceranger import MATRIX, read_8um_table, read_counts
 from sparsity_trap.presets import load_preset
 from sparsity_trap.settings import Genes, Preset, UserError
 
@@ -26,6 +28,9 @@ from sparsity_trap.settings import Genes, Preset, UserError
         "gene,category\nDES,stromal\n\nMUC12,\n",
         "# mine\ncategory\tgene\tnote\nstromal\tDES\tx\n\tMUC12\n",
         "\ufeffcategory,gene\r\nstromal,DES\r\nother,MUC12\r\n",
+        "Gene;Category\r\nDES;Stromal\r\nMUC12;\r\n",
+        '"gene","category",,\n"DES","stromal",,\n"MUC12","",,\n',
+        '"","gene","category"\n"1","DES","stromal"\n"2","MUC12",""\n',
     ],
 )
 def test_a_table_gives_genes_and_categories_in_order(tmp_path, text):
@@ -40,17 +45,14 @@ def test_a_table_gives_genes_and_categories_in_order(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "cannot be read"),
-        ("gene\n", "no column 'gene' or a line without one"),
-        ("gene,category\nDES,stromal\n,stromal\n", "a line without one"),
+        ("", "is empty"),
+        ("gene\n", "no column 'gene' or no line"),
+        ("gene,category\nDES,stromal\n,stromal\n", "a line has no gene"),
         ("gene\nDES\nVIM\nDES\n", "gene DES occurs twice"),
         ("symbol,category\nDES,stromal\n", "no column 'gene'"),
         ("DES\nVIM\n", "no column 'gene'"),
         ("gene\nDES,stromal\n", "more cells"),
         ("gene,category\nDES,muscle\n", "category 'muscle' is unknown"),
-        ("gene\nDES\n2-Sep\n", "2-Sep is a date"),
-        ("gene\nDES\nMar-01\n", "Mar-01 is a date"),
-        ("gene\nDES\n2024-09-02\n", "2024-09-02 is a date"),
     ],
 )
 def test_a_faulty_list_is_refused(tmp_path, text, problem):
@@ -60,10 +62,56 @@ def test_a_faulty_list_is_refused(tmp_path, text, problem):
         load_panel(path)
 
 
+@pytest.mark.parametrize(
+    ("gene", "said"),
+    [
+        *[(x, "is a date") for x in ("2-Sep", "Mar-01", "2024-09-02", "2024-03-01 00:00:00")],
+        *[
+            (x, "is a date")
+            for x in ("1. Mrz", "1-März", "02-Sep-23", "3/1/2024", "01.03.", "1-OCT")
+        ],
+        *[(x, "is a number") for x in ("44256", "44256.0", "2.31E+13", "2,31E+13", "7")],
+        *[(x, "is an error") for x in ("#NAME?", "#N/A", "#REF!")],
+        *[(x, "is an id of Ensembl") for x in ("ENSG00000075624", "ENSMUSG00000029580.14")],
+    ],
+)
+def test_what_a_spreadsheet_made_of_a_symbol_is_recognised(tmp_path, gene, said):
+    path = tmp_path / "panel.csv"
+    path.write_text(f'gene,category\n"{gene}",stromal\nDES,stromal\n')
+    for table in (path, pd.DataFrame({"gene": [gene, "DES"]})):
+        with pytest.raises(UserError, match=re.escape(f"{gene} {said}")):
+            load_panel(table)
+
+
+def test_symbols_that_look_odd_are_kept(tmp_path):
+    genes = [
+        "NA",
+        "None",
+        "MARCH1",
+        "SEPT2",
+        "DEC1",
+        "MT-CO1",
+        "HLA-A",
+        "7SK",
+        "1-8U",
+        "NAN",
+        "INF2",
+    ]
+    path = tmp_path / "panel.csv"
+    path.write_text("gene\n" + "\n".join(genes))
+    assert list(load_panel(path)["gene"]) == genes == list(load_panel({"gene": genes})["gene"])
+
+
+def test_section_says_what_it_calls_a_missing_gene(tmp_path):
+    outs = write_outs(tmp_path, np.ones((3, 2, 2), int), ["MARCHF1", "Actb", "2-Sep"])
+    with pytest.raises(UserError, match="MARCHF1 for MARCH1; Actb for ACTB; 2-Sep, a date"):
+        read_counts(outs, ["MARCH1", "ACTB", "DES"])
+
+
 def test_a_missing_or_binary_file_is_refused(tmp_path):
-    (tmp_path / "panel.csv").write_bytes(b"\xff\xfe\x00g")
-    for name in ("panel.csv", "none.csv"):
-        with pytest.raises(UserError, match="cannot be read"):
+    (tmp_path / "panel.csv").write_bytes(b"\xff\x00g")
+    for name, problem in (("panel.csv", "save it as UTF-8"), ("none.csv", "does not exist")):
+        with pytest.raises(UserError, match=problem):
             load_panel(tmp_path / name)
 
 

@@ -77,7 +77,7 @@ def test_example_is_a_cohort_file():
         ("patients: {}", "patients"),
         ("patients: {P1: {out: x}}", "patients.P1"),
         ("patients: {P1: {outs: P1/outs, dpi: 3}, P2: {outs: P2/outs}}", "unknown key .*dpi"),
-        ("patients: {1: {outs: P1/outs}, P2: {outs: P2/outs}}", "'1' cannot name a folder"),
+        ("patients: {1: {outs: P1/outs}, P2: {outs: P2/outs}}", "1 as int; put quotes"),
         ("patients: {a/b: {outs: P1/outs}, P2: {outs: P2/outs}}", "'a/b' cannot name a folder"),
         ("patients: {P1: {outs: P1/outs}, P1: {outs: P2/outs}}", "'P1' is given twice"),
         ("patients: {P1: {outs: P1/outs}}", "1 given, 2 needed"),

@@ -103,6 +103,12 @@ def sums_8um(values: np.ndarray) -> np.ndarray:
 # --- pictures -------------------------------------------------------------------------------------
 
 
+def test_genes_of_like_names_have_pictures_of_their_own():
+    assert browser._file_names(["PIGR", "A/B", "A_B", "Actb", "ACTB"]) == [
+        "PIGR", "A_B-1", "A_B-2", "Actb-3", "ACTB-4",
+    ]  # fmt: skip
+
+
 def test_pictures_show_counts_and_predictions_on_the_scale_of_the_counts(
     browser_page, simulated, predictions
 ):

@@ -38,6 +38,33 @@ def test_what_is_made_later_has_the_style():
     assert figure.colorbar(axis.scatter([0], [0], c=[0])).ax.yaxis.label.get_fontsize() == 8.5
 
 
+#: What a reader may have in a matplotlibrc.
+READERS = {
+    "text.usetex": True, "image.origin": "lower", "figure.facecolor": "black", "axes.grid": True,
+    "lines.linewidth": 9, "axes.formatter.use_locale": True, "hist.bins": 3, "savefig.dpi": 40,
+    "figure.autolayout": True, "patch.force_edgecolor": True, "font.size": 20,
+}  # fmt: skip
+
+
+def test_settings_of_the_reader_do_not_show():
+    def drawn() -> bytes:
+        figure, (left, right) = style.subplots(1, 2, figsize=(3, 1.5))
+        figure.colorbar(left.imshow(np.arange(12).reshape(3, 4)), ax=left, label="UMI (%)")
+        right.hist([1, 2, 4])
+        right.plot([0.5, 1.5], "o-", label="gain")
+        right.boxplot([1, 2, 3])
+        right.legend(title="arm")
+        figure.suptitle("of all runs")
+        buffer = io.BytesIO()
+        style.mark(figure, "simulated").savefig(buffer, format="png")
+        return buffer.getvalue()
+
+    plain = drawn()
+    with matplotlib.rc_context(READERS):
+        assert drawn() == plain
+        assert {key: matplotlib.rcParams[key] for key in READERS} == READERS
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -7,7 +7,10 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pytest
 
+from sparsity_trap.settings import UserError
 from sparsity_trap.show import tables
 
 
@@ -52,3 +55,10 @@ def test_table_sorts_by_the_heading_that_is_pressed(driven, tmp_path):
     assert press(1) == "BAC"
     assert driven.value("document.querySelectorAll('th')[1].ariaSort") == "ascending"
     assert press(0) == "CBA"
+
+
+def test_any_table_is_shown_or_refused():
+    table = pa.table({"gene": ["NA"], "pcc_8um": [0.5]})
+    assert tables.show(table).data == tables.show(table.to_pandas()).data
+    with pytest.raises(UserError, match="the table to show is no table"):
+        tables.show(3)

@@ -573,3 +573,26 @@ def test_what_cannot_be_predicted_is_refused(preset, run_dir, simulated, tmp_pat
         predict_image(run_dir, glass, 0.5, mask=tmp_path / "mask.png")
     with pytest.raises(UserError, match="is not a whole picture"):
         predict_image(run_dir, glass, 0.5, mask=run_dir / "provenance.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["Müller 3 µ+", "##12", "P5-CRC.v1.0", "a: b", "it's {x}", "001", "NO", "%d", " a "]
+)
+def test_library_names_come_back_from_a_file(tmp_path, name):
+    from anndata import AnnData, read_h5ad
+
+    bin_table.check_library(name)
+    table = AnnData(np.zeros((1, 1)), uns={"spatial": {name: {"images": {}}}})
+    assert list(read_h5ad(predict.write(table, tmp_path / "t.h5ad")).uns["spatial"]) == [name]
+
+
+@pytest.mark.parametrize("name", ["batch1/slide 3", "a\\b", ".", "..", "a\nb", "a\0b", "\udcff"])
+def test_library_names_that_would_not_come_back_are_refused(tmp_path, name):
+    """Before the run is read, and anything is predicted."""
+    with pytest.raises(UserError, match="library name .* cannot be a key"):
+        predict_image(tmp_path, tmp_path / "he.tif", 0.5, name=name)
+
+
+def test_one_gene_may_be_given_by_its_name(at_8um, run_dir, simulated):
+    one = predict_section(run_dir, *simulated, genes="KRT8")
+    np.testing.assert_array_equal(one.X, at_8um[:, ["KRT8"]].X)

@@ -208,8 +208,10 @@ def test_quoted_numbers_are_those_of_the_last_execution(edited):
     quote = runs.Quotes(preset, "04_sparsity")
     quote("sparsity", rho=np.float32(0.5), p_value=float("nan"), n=np.int64(50))
     quote("sparsity", rho=0.5)
+    quote("patches", **{"prefix": 1, "self": 2})  # names of patients
     path = Path(preset.folder, "numbers", "04_sparsity.json")
     written = {"sparsity.rho": 0.5, "sparsity.p_value": None, "sparsity.n": 50}
+    written |= {"patches.prefix": 1, "patches.self": 2}
     assert json.loads(path.read_text()) == written
     with pytest.raises(ValueError, match=r"'sparsity.rho' is quoted twice, as 0.5 and 0.6"):
         quote("sparsity", rho=0.6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from functools import partial
 
@@ -12,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 from spaceranger import write_outs
 
-from sparsity_trap import encoders
+from sparsity_trap import encoders, progress
 from sparsity_trap.data.genes import PANEL
 from sparsity_trap.data.sections import Section
 from sparsity_trap.presets import load_preset
@@ -206,12 +208,51 @@ def test_this_machine():
 
 
 @pytest.mark.parametrize(
-    ("version", "state"), [((3, 10), "FAIL"), ((3, 11), "ok"), ((3, 12), "ok"), ((3, 13), "FAIL")]
+    ("version", "state"),
+    [
+        ((3, 10, 9), "FAIL"),
+        ((3, 11, 0), "ok"),
+        ((3, 12, 0), "ok"),
+        ((3, 13, 0), "FAIL"),
+    ],
 )
 def test_versions_of_python(monkeypatch, version, state):
-    monkeypatch.setattr(doctor.sys, "version_info", (*version, 0))
+    monkeypatch.setattr(doctor.sys, "version_info", version)
     (row,) = doctor.python()
     assert row.state == state
+
+
+@pytest.mark.parametrize(
+    ("hidden", "lists", "cuda", "state", "said"),
+    [
+        ("", "GPU 0: H100", "13.0", "warn", "CUDA_VISIBLE_DEVICES is ''"),
+        ("7", "GPU 0: H100", "13.0", "warn", "CUDA_VISIBLE_DEVICES is '7'"),
+        (None, "", "13.0", "warn", "nvidia-smi is present (it lists none)"),
+        (None, "Failed to initialize NVML", "13.0", "warn", "(Failed to initialize NVML)"),
+        (None, "GPU 0: H100", None, "FAIL", "built without CUDA"),
+        (None, "GPU 0: H100", "13.0", "FAIL", "sees no GPU, though nvidia-smi does"),
+    ],
+)
+def test_reasons_why_there_is_no_gpu(monkeypatch, tmp_path, hidden, lists, cuda, state, said):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{lists}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    found = doctor._no_gpu("2.13.0", cuda)
+    assert found[0] == state and said in found[1]
+    assert ("remove .venv" in found[2]) == (cuda is None)
+
+
+@pytest.mark.parametrize("coding", ["ascii", "latin-1", "utf-8"])
+def test_table_on_a_terminal_that_does_not_know_its_signs(monkeypatch, coding):
+    terminal = io.TextIOWrapper(io.BytesIO(), coding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    progress.say("2 µm × − Ж")
+    said = terminal.buffer.getvalue().decode(coding).strip()
+    assert said == ("2 µm × − Ж" if coding == "utf-8" else r"2 um x - \u0416")
 
 
 def test_packages(tmp_path):

@@ -72,6 +72,23 @@ def test_training_program_ends_in_a_sentence(monkeypatch, tmp_path, arguments, s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def surroundings(tmp_path_factory) -> dict[str, str]:
+    """Of a user with another kernel called python3, and programs that IPython is to run first."""
+    folder = tmp_path_factory.mktemp("home")
+    kernel = folder / "kernels" / "python3"
+    startup = folder / "profile_default" / "startup"
+    for place in (kernel, startup):
+        place.mkdir(parents=True)
+    (kernel / "kernel.json").write_text('{"argv": ["foreign"], "display_name": "Python 3"}')
+    (startup / "00.py").write_text("import builtins\ndel builtins.__import__\n")
+    (folder / "startup.py").write_text("import builtins\ndel builtins.__import__\n")
+    return {
+        "JUPYTER_PATH": str(folder), "IPYTHONDIR": str(folder), "MPLBACKEND": "TkAgg",
+        "PYTHONSTARTUP": str(folder / "startup.py"),
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "said"),
@@ -85,10 +102,10 @@ def test_training_program_ends_in_a_sentence(monkeypatch, tmp_path, arguments, s
     ],
     ids=["fault", "mistake", "killed"],
 )  # fmt: skip
-def test_notebook_that_fails(tmp_path, cell, said):
+def test_notebook_that_fails(tmp_path, surroundings, cell, said):
     script = tmp_path / "broken.py"
     script.write_text(f'# %% tags=["parameters"]\npreset = "smoke"\n\n# %%\n{cell}\n')
-    done = run("workflow/execute_notebook.py", script, tmp_path / "out.ipynb")
+    done = run("workflow/execute_notebook.py", script, tmp_path / "out.ipynb", env=surroundings)
     assert done.returncode == 1 and said in done.stderr
     assert list(tmp_path.iterdir()) == [script]
 

@@ -10,13 +10,21 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "workflow"))
 import execute_notebook  # noqa: E402 - lies beside the Snakefile
 
+from sparsity_trap.settings import UserError  # noqa: E402
+
 
 def test_values_have_the_type_of_the_default():
     declared = {"text": {"default": '""'}, "seed": {"default": "0"}, "width": {"default": "0.0"}}
-    texts = ["0,1", "3", "a: [", "=", ""]
+    texts = ["0,1", "3", "001", "NO", "1e5", "a: [", "slide #3.tif", "{x}", "=", ""]
     for text in texts:
         assert execute_notebook.parse([f"text={text}"], declared) == {"text": text}
     assert execute_notebook.parse(["seed=-3", "width=2"], declared) == {"seed": -3, "width": 2.0}
+    assert execute_notebook.parse(["seed=010"], declared) == {"seed": 10}
+    declared = {"quick": {"default": "False"}}
+    for text, value in (("false", False), ("True", True)):
+        assert execute_notebook.parse([f"quick={text}"], declared) == {"quick": value}
+    with pytest.raises(UserError, match="must be true or false"):
+        execute_notebook.parse(["quick=0"], declared)
 
 
 @pytest.mark.slow
