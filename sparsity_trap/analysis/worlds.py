@@ -75,7 +75,8 @@ def every_run(worlds: Mapping[str, Preset]) -> tuple[pd.DataFrame, dict[str, np.
     As `runs.long_table`, arms and runs called "arm in world"; and of each run the sums of its
     patches (`runs.Result.patches`).
     """
-    tables, patches = [], {}
+    tables: list[pd.DataFrame] = []
+    patches: dict[str, np.ndarray] = {}
     for name, world in worlds.items():
         results = runs.load_all(world)
         table = runs.long_table(world, results)
