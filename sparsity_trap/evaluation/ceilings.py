@@ -72,12 +72,15 @@ class KnownCeiling:
     """`poisson_ceiling` of patches that pass by once."""
 
     def __init__(self, bin_factor: int) -> None:
-        self.bin_factor, self.moments = bin_factor, None
+        self.bin_factor, self.n = bin_factor, 0
+        self.moments: Moments
 
     def update(self, rate: Maps, mask: Maps) -> None:
         """Add a patch: rates [G, H, W], mask [H, W]."""
         x = _in_tissue(rate, mask, self.bin_factor)
-        self.moments = _added(self.moments, _moments(x, x))
+        part = _moments(x, x)
+        self.moments = self.moments + part if self.n else part
+        self.n += 1
 
     def compute(self) -> np.ndarray:
         """Ceiling of each gene, float64 [G]."""
@@ -93,7 +96,8 @@ class SplitCeiling:
         if repeats < 1:
             raise ValueError(f"repeats = {repeats}: at least one split is needed")
         self.bin_factor, self.repeats, self.seed = bin_factor, repeats, seed
-        self.n, self.moments = 0, None
+        self.n = 0
+        self.moments: Moments
 
     def update(self, counts: Maps, mask: Maps) -> None:
         """Add a patch: counts [G, H, W], mask [H, W]."""
@@ -103,7 +107,7 @@ class SplitCeiling:
         parts = Moments(
             *(np.concatenate([getattr(m, f.name) for m in each]) for f in fields(Moments))
         )
-        self.moments = _added(self.moments, parts)
+        self.moments = self.moments + parts if self.n else parts
         self.n += 1
 
     def _halves(self, y: np.ndarray) -> Iterator[np.ndarray]:
@@ -123,10 +127,6 @@ class SplitCeiling:
         r = np.nan_to_num(r.reshape(self.repeats, -1)).mean(0)
         r = np.where(r > 0, r, np.nan)
         return np.sqrt(2 * r / (1 + r))
-
-
-def _added(total: Moments | None, part: Moments) -> Moments:
-    return part if total is None else total + part
 
 
 def _moments(x: np.ndarray, y: np.ndarray) -> Moments:

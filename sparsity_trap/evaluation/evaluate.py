@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,7 @@ def evaluate(
     genes: Sequence[str] | None = None,
     *,
     true_rate: Maps | Iterable | None = None,
+    section_mean: np.ndarray | None = None,
     bin_um: float = 2.0,
     units: str = "counts",
     name: str = "prediction",
@@ -69,11 +71,13 @@ def evaluate(
     train_mean
         [G] mean count per bin in the training sections: the null *training mean*, what *depth only*
         scales, and what D² is held against. Without it D² is against each gene's own mean in the
-        section, and both nulls are made of that where ``counts`` are arrays, or left out.
+        section, and both nulls are made of that where it is known, or left out.
     genes
         Names; numbers by default.
     true_rate
         [N, G, H, W], where it is known: the *oracle*, and exact ceilings.
+    section_mean
+        [G] mean count per bin in the section's own tissue, for iterators; of arrays it is taken.
     bin_um
         Width of the bins. Correlations compare 8 µm for bins of 2 µm, and wider bins as they are.
     units
@@ -112,8 +116,9 @@ def evaluate(
     baseline = None if train_mean is None else np.asarray(train_mean)
     if arrays:
         _numbers(*maps[:2], mask=mask)
-        if train_mean is None:
-            train_mean = _own_mean(counts, mask)
+        if train_mean is None and section_mean is None:
+            section_mean = _own_mean(counts, mask)
+    mean = section_mean if train_mean is None else train_mean
     collector: _Collector | None = None
     for patch in _patches(
         [maps] if arrays else counts if rate is None else zip(*maps, strict=True)
@@ -122,7 +127,7 @@ def evaluate(
             named = tuple(map(str, range(len(patch[0])))) if genes is None else tuple(genes)
             if len(named) != len(patch[0]):
                 raise ValueError(f"{len(named)} genes are named, maps have {len(patch[0])}")
-            collector = _Collector(named, train_mean, baseline, bin_um, units, name)
+            collector = _Collector(named, mean, baseline, bin_um, units, name)
         collector.add(*patch)
     if collector is None:
         raise ValueError(f"{name}: no patches to score")
@@ -230,7 +235,7 @@ class _Collector:
         self.n += 1
         self.bins += int(mask.sum())
 
-    def _score(self, of: str, *patch: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    def _score(self, of: str, *patch: Any) -> tuple[np.ndarray, ...]:
         if of not in self.maps:
             self.maps[of] = self._scores(of)
         return self.maps[of].update(*patch)
@@ -247,7 +252,7 @@ class _Collector:
                 level = np.clip(np.floor(2 * np.log2(p)) - _LOWEST, 0, _CURVE - 1).astype(int)
             for into, weights in zip(self.curve, (None, p, y), strict=True):
                 into += np.bincount(level, weights, _CURVE)
-        example = Example(self.n, *(x.astype(np.float32) for x in (counts, rate)), mask)
+        example = Example(self.n, counts.astype(np.float32), rate.astype(np.float32), mask)
         limit = int(np.clip(_EXAMPLE_BYTES // max(2 * example.counts.nbytes, 1), 1, _EXAMPLES))
         if len(self.examples) < limit:
             self.examples.append(example)

@@ -95,7 +95,7 @@ class ScaleFreeScores:
         self.moments: dict[int, Moments] = {}
         self.ranks = RankFile()
         self.sums = ProtocolSums(self.wide, of_rates=False)
-        self.histogram = np.zeros(0, np.int32)
+        self.histogram: np.ndarray = np.zeros(0, np.int32)
 
     def update(
         self,
@@ -134,14 +134,14 @@ class ScaleFreeScores:
         found = {"sparsity": 1 - share, "mean_count": own.mean_x}
         found |= {f"pcc_{2 * factor}um": part.pcc() for factor, part in self.moments.items()}
         found[f"spearman_{2 * self.wide}um"] = self.ranks.spearman(len(share))
-        found["auprc"] = np.array([average_precision(h) for h in self.histogram])
+        found["auprc"] = np.array([average_precision(own) for own in self.histogram])
         found["auprc_base"] = share
         return {renamed(key, self.bin_um): column for key, column in found.items()}
 
     def protocols(self) -> dict[str, float]:
         """Protocol -> number, of those that need no rates."""
         widths = self.wide * self.bin_um, self.bin_um
-        return self.sums.compute(self.columns(), self.histogram, None, *widths)
+        return self.sums.compute(self.columns(), self.histogram, np.nan, *widths)
 
 
 def in_order(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,9 @@ import torch
 #: Largest shift looked for, in bins; genes and patches looked at.
 REACH, _GENES, _PATCHES = 8, 8, 16
 
+#: Pairs of bins without which no correlation is taken.
+_LEAST_BINS = 50
+
 #: What a placement must gain, in PCC, in both halves of the patches.
 CLEARLY = 0.02
 
@@ -80,10 +83,21 @@ class Placement:
         self.seen = self.taken = 0
         self.genes: np.ndarray | None = None
         self.turns: list[tuple[bool, bool, bool]] = []
-        self.sums: np.ndarray | None = None  # [half, turn, 6 sums, genes, shifts, shifts]
+        self.sums: np.ndarray  # [half, turn, 6 sums, genes, shifts, shifts], from the first patch
 
-    def update(self, counts: np.ndarray, rate: np.ndarray, mask: np.ndarray) -> None:
-        """Add a patch, [G, H, W] and [H, W]; its prediction counts in tissue only."""
+    def update(
+        self,
+        counts: np.ndarray,
+        rate: np.ndarray,
+        mask: np.ndarray,
+        known: np.ndarray | None = None,
+    ) -> None:
+        """Add a patch, [G, H, W] and [H, W].
+
+        Its counts are looked at in ``mask``, its prediction where it is ``known``: there too, by
+        default.
+        """
+        known = mask if known is None else known
         number, self.seen = self.seen, self.seen + 1
         if min(mask.shape) <= 2 * REACH or number % max(1, number // _PATCHES) or not mask.any():
             return
@@ -96,12 +110,16 @@ class Placement:
             self.turns = [turn for turn in TURNS if square or not turn[0]]
             size = 2 * REACH + 1
             self.sums = np.zeros((2, len(self.turns), 6, len(self.genes), size, size))
-        chosen = (np.asarray(x[self.genes], np.float32) for x in (counts, rate))
-        y, p = (np.where(mask, x, 0) for x in chosen)
+        y = np.where(mask, np.asarray(counts[self.genes], np.float32), 0)
+        p = np.where(known, np.asarray(rate[self.genes], np.float32), 0)
         half = self.taken % 2
         self.taken += 1
         for sums, turn in zip(self.sums[half], self.turns, strict=True):
-            sums += _products(y, mask, turned(p, turn), turned(mask, turn))
+            sums += _products(y, mask, turned(p, turn), turned(known, turn))
+
+    def given(self, half: int) -> float:
+        """Mean PCC of the genes as given, in one half of the patches; -1 where undefined."""
+        return -1.0 if not self.taken else float(_mean_pcc(self.sums[half])[0, REACH, REACH])
 
     def best(self) -> Found | None:
         """The placement that is clearly better than the given one, where there is one."""
@@ -154,7 +172,8 @@ def _mean_pcc(sums: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.sqrt((n * yy - y * y).clip(min=0) * (n * pp - p * p).clip(min=0))
         # Sums by Fourier transform are not exact: what is left of a constant is no variance.
-        pcc = np.where(spread > 1e-4 * n * np.sqrt(yy * pp), (n * yp - y * p) / spread, np.nan)
+        varies = (n > _LEAST_BINS) & (spread > 1e-4 * n * np.sqrt(yy * pp))
+        pcc = np.where(varies, ((n * yp - y * p) / spread).clip(-1, 1), np.nan)
     known = ~np.isnan(pcc)
     total = np.where(known, pcc, 0).sum(1)
     mean = np.divide(total, known.sum(1), where=known.any(1), out=np.full(total.shape, -1.0))

@@ -113,21 +113,23 @@ class ProtocolSums:
     """
 
     def __init__(self, wide: int, of_rates: bool = True) -> None:
-        self.wide, self.of_rates = wide, of_rates
-        self.logs: Moments | None = None
-        self.nonzero: Moments | None = None
+        self.wide, self.of_rates, self.n = wide, of_rates, 0
+        self.logs: Moments
+        self.nonzero: Moments
         self.per_sample = np.zeros((2, 1))  # sum and number of defined PCC, [2, G]
         self.ssim = np.zeros(2)  # sum and number of patches
 
     def update(self, counts: np.ndarray, rate: np.ndarray, mask: np.ndarray) -> None:
         """Add a patch: larger bins of counts and rates [G, h, w], 0 off tissue; tissue [h, w]."""
         nonzero = moments_where(counts, rate, (counts > 0) & mask)
-        self.nonzero = nonzero if self.nonzero is None else self.nonzero + nonzero
+        first = self.n == 0
+        self.nonzero = nonzero if first else self.nonzero + nonzero
+        self.n += 1
         if not self.of_rates:
             return
         logs = Moments.of(np.log1p(counts), np.log1p(rate), mask)
         pcc = logs.pcc()
-        self.logs = logs if self.logs is None else self.logs + logs
+        self.logs = logs if first else self.logs + logs
         self.per_sample = self.per_sample + [np.nan_to_num(pcc), ~np.isnan(pcc)]
         if min(mask.shape) >= 7:
             self.ssim += [joint_ssim(counts, rate), 1]
@@ -136,7 +138,7 @@ class ProtocolSums:
         self,
         columns: dict[str, np.ndarray],
         histogram: np.ndarray,
-        pooled: float | None,
+        pooled: float,
         wide_um: float,
         own_um: float,
     ) -> dict[str, float]:
@@ -149,7 +151,7 @@ class ProtocolSums:
         histogram
             [G, 2, levels]: own bins without and with a count at each level of the rate.
         pooled
-            Pooled PCC.
+            Pooled PCC; of rates.
         wide_um, own_um
             Widths of larger and own bins, as they name columns.
         """
@@ -165,7 +167,7 @@ class ProtocolSums:
             total, n = self.per_sample
             found |= {
                 "pcc_unmasked": mean_of(columns[f"pcc_{wide_um:g}um_unmasked"]),
-                "pooled": float(pooled),
+                "pooled": pooled,
                 "hest": mean_of(self.logs.pcc()),
                 "hest_per_sample": mean_of(np.divide(total, n, where=n > 0, out=total * np.nan)),
                 "img2st_ssim": float(self.ssim[0] / self.ssim[1]) if self.ssim[1] else np.nan,

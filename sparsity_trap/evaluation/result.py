@@ -18,6 +18,9 @@ BLUR_UM, SHIFT_UM = 8.0, 32.0
 
 MODEL, ORACLE = "model", "oracle"
 
+#: Nulls that know part of the answer: the counts of the patch, or of the bin in other genes.
+INFORMED = ("patch mean", "depth only")
+
 #: Nulls that are the model's own maps, spoilt; the others know nothing of its place and detail.
 SPOILT = (f"blurred {BLUR_UM:g} µm", f"shifted {SHIFT_UM:g} µm")
 

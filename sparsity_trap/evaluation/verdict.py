@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsity_trap.evaluation.protocols import PROTOCOLS, mean_of
-from sparsity_trap.evaluation.result import MODEL, ORACLE, SPOILT, Evaluation
+from sparsity_trap.evaluation.result import INFORMED, MODEL, ORACLE, SPOILT, Evaluation
 
 if TYPE_CHECKING:
     from sparsity_trap.evaluation.placement import Found
@@ -71,28 +72,46 @@ def _scale(found: Evaluation) -> list[str]:
 
 def _against_nulls(found: Evaluation, column: str, score: np.ndarray) -> list[str]:
     wide = f"{found.about['wide_um']:g} µm"
-    others = {name: own[column] for name, own in found.scores.items() if _is_null(name)}
-    means = {name: np.nanmean(v) for name, v in others.items() if not np.isnan(v).all()}
     if np.isnan(score).all():
         return [
             f"The PCC at {wide} is undefined for every gene: a map without spread says nothing."
         ]
     said = f"Over genes, the mean PCC at {wide} in tissue is {np.nanmean(score):.3f}"
-    if not means:
-        return [f"{said}; no null has a defined one."]
-    best = max(means, key=lambda name: means[name])
-    ahead = np.nan_to_num(score, nan=-1) > np.nanmax(
-        [np.nan_to_num(v, nan=-1) for v in others.values()], axis=0
-    )
-    behind = [gene for gene, ok in zip(found.genes, ahead, strict=True) if not ok]
-    better = "better" if np.nanmean(score) > means[best] else "not better"
-    sentences = [
-        f"{said}; the best null, {best}, has {means[best]:.3f}: {better} than nothing, and ahead "
-        f"of every null in {ahead.sum()} of {len(ahead)} genes."
-    ]
-    if behind:
-        sentences.append(f"It fails, against at least one null, for {listed(behind)}.")
+    own = {name: columns[column] for name, columns in found.scores.items() if _is_null(name)}
+    means = {name: mean_of(values) for name, values in own.items()}
+    known = {name: mean for name, mean in means.items() if not np.isnan(mean)}
+    blind = {name: known[name] for name in blind_nulls(known)}
+    sentences = [f"{said}; no null that sees nothing of the counts has a defined one."]
+    if blind:
+        best = max(blind, key=lambda name: blind[name])
+        ahead = _ahead(score, [own[name] for name in blind])
+        better = "better" if np.nanmean(score) > blind[best] else "not better"
+        sentences = [
+            f"{said}; the best null that sees nothing of the counts, {best}, has "
+            f"{blind[best]:.3f}: {better} than nothing, and ahead of every such null in "
+            f"{ahead.sum()} of {len(ahead)} genes."
+        ]
+        if not ahead.all():
+            behind = [gene for gene, ok in zip(found.genes, ahead, strict=True) if not ok]
+            sentences.append(f"It fails, against such a null, for {listed(behind)}.")
+    for name in INFORMED:
+        if name in known:
+            ahead = _ahead(score, [own[name]])
+            what = {
+                "patch mean": "which knows each patch's mean and nothing within it",
+                "depth only": "which knows each bin's total of the other genes",
+            }[name]
+            sentences.append(
+                f"The null {name}, {what}, has {known[name]:.3f}; the model is ahead of it in "
+                f"{ahead.sum()} of {len(ahead)} genes."
+            )
     return sentences
+
+
+def _ahead(score: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    """Genes in which a score is above all others; an undefined one is below every other."""
+    low = [np.nan_to_num(values, nan=-2) for values in others]
+    return np.nan_to_num(score, nan=-2) > np.max(low, axis=0)
 
 
 def _against_ceiling(found: Evaluation, column: str, score: np.ndarray) -> list[str]:
@@ -150,13 +169,20 @@ def _level(found: Evaluation) -> list[str]:
 
 def _by_protocol(found: Evaluation) -> list[str]:
     beaten = beaten_under(found.protocols)
-    lost = [name for name, nulls in beaten.items() if nulls]
-    if not lost:
+    blind = [name for name, nulls in beaten.items() if set(nulls) - set(INFORMED)]
+    informed = [name for name, nulls in beaten.items() if nulls and name not in blind]
+    if not blind + informed:
         return [f"Under none of {len(beaten)} protocols does a null score as high."]
-    titles = ", ".join(PROTOCOLS[name].title for name in lost)
-    return [
-        f"Under {len(lost)} of {len(beaten)} protocols a null scores as high or higher: {titles}."
-    ]
+    said = []
+    only = f"only a null that knows part of the answer ({' or '.join(INFORMED)})"
+    for names, which in ((blind, "a null"), (informed, only)):
+        if names:
+            titles = "; ".join(PROTOCOLS[name].title for name in names)
+            said.append(
+                f"Under {len(names)} of {len(beaten)} protocols {which} scores as high or higher "
+                f"({titles})."
+            )
+    return said
 
 
 def beaten_under(protocols: dict[str, dict[str, float]]) -> dict[str, list[str]]:
@@ -170,6 +196,11 @@ def beaten_under(protocols: dict[str, dict[str, float]]) -> dict[str, list[str]]
         above = [of for of, own in found.items() if own >= value or np.isnan(value) > np.isnan(own)]
         beaten[name] = sorted(above, key=lambda of: -found[of])
     return beaten
+
+
+def blind_nulls(names: Iterable[str]) -> list[str]:
+    """Names of the nulls that see nothing of the counts."""
+    return [name for name in names if _is_null(name) and name not in INFORMED]
 
 
 def _is_null(name: str) -> bool:

@@ -196,9 +196,15 @@ def test_no_patch_is_one_sentence():
 
 
 def test_verdict_says_what_the_scores_say(section, found):
-    model, null = (np.nanmean(found.scores[of]["pcc_8um"]) for of in (MODEL, "patch mean"))
+    model, null, depth = (
+        np.nanmean(found.scores[of]["pcc_8um"]) for of in (MODEL, "shuffled patches", "depth only")
+    )
     said = " ".join(found.verdict)
-    assert f"is {model:.3f}; the best null, patch mean, has {null:.3f}: better" in said
+    best = (
+        f"the best null that sees nothing of the counts, shuffled patches, has {null:.3f}: better"
+    )
+    assert f"is {model:.3f}; {best}" in said
+    assert f"other genes, has {depth:.3f}; the model is ahead of it in 3 of 3 genes" in said
     share = model / found.ceilings["ceiling_8um"].mean()
     assert f"the model reaches {share:.0%}" in said
     worse = st.evaluate(
@@ -206,7 +212,7 @@ def test_verdict_says_what_the_scores_say(section, found):
     )
     said = " ".join(worse.verdict)
     assert "not better than nothing" in said and "It fails" in said
-    assert "protocols a null scores as high or higher" in said
+    assert "protocols a null scores as high or higher (per-gene PCC" in said
 
 
 def test_constants_scale_and_silent_genes_are_named(section):
