@@ -59,10 +59,14 @@ def _write(folder: Path, found: Pairing, evaluated: dict[str, Evaluation], card:
                 for name, other in others.items()
             },
         }
+
+    def picture(number: int) -> np.ndarray:
+        return found.section.picture(found.numbers[number])
+
     return report.write(
         evaluation,
         folder,
-        picture=lambda number: found.section.picture(found.numbers[number]),
+        picture=picture if found.section.pictured else None,
         upright=found.section.upright,
         recalibrated=recalibrated,
         comparison=comparison,

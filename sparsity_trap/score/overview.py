@@ -32,8 +32,8 @@ class Overview:
         self, section: OutsSection, genes: tuple[str, ...], factor: int, bin_um: float
     ) -> None:
         fine = _COARSE_UM // 2  # bins of 2 µm along one of the coarse grid
-        side = -(-max(section.tissue.shape) // fine)
-        counts, columns = section.counts(genes), section.slide.array_shape[1]
+        side = -(-max(section.array_shape) // fine)
+        counts, columns = section.counts(genes), section.array_shape[1]
         total = np.diff(counts.indptr)
         self.genes = np.argsort(-total, kind="stable")[:_GENES]
         self.tissue = _binned(np.nonzero(section.tissue), fine, side)

@@ -159,10 +159,13 @@ class Pairing:
             [None if x is None else x[None] for x in patch if x is not None]
             for patch in self.patches()
         )
-        found = evaluate(
-            batches, None, None, train_mean, self.genes,
-            section_mean=mean, bin_um=self.bin_um, units=self.units, name=self.name,
-        )  # fmt: skip
+        try:
+            found = evaluate(
+                batches, None, None, train_mean, self.genes,
+                section_mean=mean, bin_um=self.bin_um, units=self.units, name=self.name,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"{error}; are these {self.units}?") from error
         found.findings = self.findings + found.findings
         found.about |= {
             "section": self.section.name,
@@ -267,7 +270,7 @@ def _as_table(source: Maps, section: OutsSection) -> Table:
     shape = tuple(source.rate.shape)
     if len(shape) == 3:
         for width, factor in ((2.0, 1), (8.0, 4)):
-            if shape[1:] == tuple(-(-n // factor) for n in section.slide.array_shape):
+            if shape[1:] == tuple(-(-n // factor) for n in section.array_shape):
                 return _MapRows.of(source, width, np.zeros((1, 2), int), source.rate, True)
     elif source.origin is not None and shape[2] in (PATCH_BINS, PATCH_BINS // 4):
         width = 2.0 if shape[2] == PATCH_BINS else 8.0
@@ -321,6 +324,7 @@ class Rows:
             for _ in range(self.shape[0] // self.side)
         ]
         self.dtype: np.dtype | None = None
+        self.of_maps = isinstance(table, _MapRows)  # which hold the whole array, or patch
         self.genes, self.n, self.on_grid, self.on_tissue = genes, 0, 0, 0
         self.overview = Overview(section, genes, self.factor, table.bin_um)
         tissue = section.tissue[:: self.factor, :: self.factor]
@@ -354,7 +358,9 @@ class Rows:
         for file in self.files[i]:
             file.seek(0)
         place = np.frombuffer(self.files[i][0].read(), np.int32)
-        values = np.frombuffer(self.files[i][1].read(), rate.dtype).reshape(len(place), -1)
+        values = np.frombuffer(self.files[i][1].read(), rate.dtype).reshape(
+            len(place), len(self.genes)
+        )
         for file in self.files[i]:
             file.seek(0, 2)
         known.reshape(-1)[place] = True
@@ -378,7 +384,7 @@ class Rows:
                 "array and are left out."
             )
         off = 1 - self.on_tissue / max(self.on_grid, 1)
-        if off > _OFF_TISSUE:
+        if off > _OFF_TISSUE and not self.of_maps:
             said.append(
                 f"{off:.0%} of predicted bins lie off the tissue: are these predictions of "
                 "another section?"

@@ -202,7 +202,7 @@ def _of_maps(held: dict[str, Any], path: Path) -> Maps:
             "[N, G, rows, cols], or [G, rows, cols] for the whole array"
         )
     origin = np.asarray(held["origin"]) if "origin" in held else None
-    if origin is not None and origin.shape != (len(rate), 2):
+    if origin is not None and origin.shape != (rate.shape[0], 2):
         raise UserError(f"{path}: origin of shape {origin.shape} is not one place for each patch")
     return Maps(str(path), genes, rate, origin, units)
 
@@ -261,7 +261,7 @@ def _table(
 ) -> Table:
     first = _parsed(index[:1], name, must=places is None)
     if places is None:
-        size = len(index)
+        size = index.shape[0]
         parts = [
             _parsed(index[start : start + _BARCODES], name) for start in range(0, size, _BARCODES)
         ]

@@ -123,6 +123,12 @@ def recalibration(
     return pd.concat(parts, ignore_index=True)
 
 
+def recalibration_table(recalibrated: pd.DataFrame) -> pd.DataFrame:
+    """Means over genes for each way of rescaling."""
+    columns = ["pcc_2um", "pcc_8um", "ssim_2um", "d2", "deviance", "mse", "calibration"]
+    return recalibrated.groupby("recalibration")[columns].mean().reindex(list(WAYS))
+
+
 def _levels(rate: np.ndarray) -> np.ndarray:
     """Level of each rate: its bits in half precision, without the sign."""
     return np.asarray(rate).astype(np.float16).view(np.uint16) & np.uint16(0x7FFF)

@@ -24,7 +24,7 @@ from sparsity_trap.evaluation.result import INFORMED, MODEL, ORACLE, Evaluation
 from sparsity_trap.evaluation.verdict import beaten_under, blind_nulls
 from sparsity_trap.files import building, commit
 from sparsity_trap.quotes import plain
-from sparsity_trap.score.recalibrate import WAYS
+from sparsity_trap.score.recalibrate import WAYS, recalibration_table
 from sparsity_trap.show import maps, style, tables
 from sparsity_trap.show.page import render
 from sparsity_trap.show.style import Exhibit
@@ -151,12 +151,6 @@ def gene_table(found: Evaluation) -> pd.DataFrame:
         k: v for k, v in model.items() if k.split("_")[0] in others and not k.endswith("base")
     }
     return pd.DataFrame(columns).sort_values(main, ascending=False, na_position="last")
-
-
-def recalibration_table(recalibrated: pd.DataFrame) -> pd.DataFrame:
-    """Means over genes for each way of rescaling."""
-    columns = ["pcc_2um", "pcc_8um", "ssim_2um", "d2", "deviance", "mse", "calibration"]
-    return recalibrated.groupby("recalibration")[columns].mean().reindex(list(WAYS))
 
 
 def _level_text(means: pd.DataFrame) -> str:

@@ -14,9 +14,17 @@ import numpy as np
 from sparsity_trap.bins import BIN_UM, PATCH_BINS, bin_mask, bin_sum
 from sparsity_trap.data.geometry import coarse_fit, fit_grid_to_pixels, orientation_of
 from sparsity_trap.data.image import open_image
+from sparsity_trap.data.matrix import read_features
 from sparsity_trap.data.patches import PatchStore, patch_window, resample
 from sparsity_trap.data.sections import Section, is_simulated
-from sparsity_trap.data.spaceranger import open_slide, read_counts, read_positions
+from sparsity_trap.data.spaceranger import (
+    IMAGE_NAMES,
+    MATRIX,
+    read_array_shape,
+    read_counts,
+    read_positions,
+    read_scale,
+)
 from sparsity_trap.settings import MARKS, UserError
 
 
@@ -53,6 +61,8 @@ class StoreSection:
             rate = None if truth is None else np.asarray(truth[i])[index]
             yield coarser(counts, mask, rate, factor)
 
+    pictured = True
+
     def picture(self, number: int) -> np.ndarray:
         """H&E of a patch, uint8 [224, 224, 3]."""
         return np.asarray(self.store.images[number])
@@ -69,12 +79,20 @@ class OutsSection:
     """
 
     def __init__(self, path: Path) -> None:
-        self.slide, self.name = open_slide(path), str(path)
-        self.genes, self.patient = tuple(dict.fromkeys(self.slide.genes)), ""
+        if not (path / MATRIX).parent.is_dir():
+            raise UserError(
+                f"{path} is neither a patch store nor Space Ranger's output: give the 'outs' "
+                "folder of a Visium HD run, with its binned_outputs unpacked"
+            )
+        self.outs, self.name, self.patient = path, str(path), ""
+        self.microns_per_pixel, self.array_shape = read_scale(path), read_array_shape(path)
+        measured = (name for name in read_features(path / MATRIX) if name is not None)
+        self.genes = tuple(dict.fromkeys(measured))
+        self.images = [path / name for name in IMAGE_NAMES if (path / name).is_file()]
         self.mark = MARKS["simulated"] if is_simulated(Section(outs=path)) else ""
         positions = read_positions(path)
         self.orientation = orientation_of(coarse_fit(positions.y, positions.x))
-        rows, cols = (-(-n // PATCH_BINS) for n in self.slide.array_shape)
+        rows, cols = (-(-n // PATCH_BINS) for n in self.array_shape)
         self.tissue = np.zeros((rows * PATCH_BINS, cols * PATCH_BINS), bool)
         self.tissue[: positions.in_tissue.shape[0], : positions.in_tissue.shape[1]] = (
             positions.in_tissue
@@ -84,14 +102,14 @@ class OutsSection:
     def counts(self, genes: Sequence[str]):
         """Counts of genes as `data.spaceranger.read_counts` gives them, read once."""
         if self._held is None or self._held[0] != tuple(genes):
-            self._held = tuple(genes), read_counts(self.slide.outs, genes)
+            self._held = tuple(genes), read_counts(self.outs, genes)
         return self._held[1]
 
     def bands(
         self, genes: Sequence[str], factor: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         """Counts, tissue and, in a simulated section, true rate of each row of patches."""
-        counts, columns = self.counts(genes), self.slide.array_shape[1]
+        counts, columns = self.counts(genes), self.array_shape[1]
         band = np.empty((len(genes), PATCH_BINS, self.tissue.shape[1]), np.uint16)
         for top in range(0, len(self.tissue), PATCH_BINS):
             band[:] = 0
@@ -106,7 +124,7 @@ class OutsSection:
             yield coarser(band, mask, self._truth(genes, top, band.shape), factor)
 
     def _truth(self, genes: Sequence[str], top: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        path = self.slide.outs / "truth.zarr"
+        path = self.outs / "truth.zarr"
         if not path.is_dir():
             return None
         import zarr
@@ -120,15 +138,20 @@ class OutsSection:
         rate[:, : found.shape[1], : found.shape[2]] = found[[known.index(g) for g in genes]]
         return rate
 
+    @property
+    def pictured(self) -> bool:
+        """Whether there is H&E."""
+        return bool(self.images)
+
     def picture(self, number: int) -> np.ndarray:
         """H&E of a patch, turned like the image, uint8 [224, 224, 3]."""
         row, col = (PATCH_BINS * n for n in np.divmod(number, self.tissue.shape[1] // PATCH_BINS))
-        positions = read_positions(self.slide.outs)
+        positions = read_positions(self.outs)
         window = patch_window(row, col)
         y, x = positions.y[window], positions.x[window]
         rows, cols = (n + first for n, first in zip(np.indices(y.shape), (row, col), strict=True))
         fit = fit_grid_to_pixels(*(v.ravel() for v in (rows, cols, y, x)))
-        with open_image(self.slide.image) as image:
+        with open_image(self.images[0]) as image:
             picture = resample(image, fit, row, col, self.tissue.shape)
         return np.moveaxis(self.upright(np.moveaxis(picture, -1, 0)), 0, -1)
 

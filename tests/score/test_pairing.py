@@ -85,10 +85,10 @@ def test_zarr_views_and_backed_tables_are_read_too(section, patches, tmp_path, s
 
 
 def test_a_spatialdata_names_its_table(section, patches, tmp_path):
+    zarr.create_group(tmp_path / "s.zarr", zarr_format=2).create_group("tables")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table(section).write_zarr(tmp_path / "s.zarr" / "tables" / "model")
-    zarr.open_group(tmp_path / "s.zarr", mode="a").require_group("tables")
     check(pair(tmp_path / "s.zarr", section.outs, **UNITS), patches)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -353,7 +353,7 @@ def test_bad_files_are_one_sentence(section, store, tmp_path):
         ("n.npz", store, "are not those of the 2 patches"),
         ("placeless.npz", section.outs, "have no place in"),
         ("table.h5ad", store, "which the patch store .* does not know"),
-        ("table.h5ad", tmp_path / "absent", "does not exist: give the 'outs' folder"),
+        ("table.h5ad", tmp_path / "absent", "is neither a patch store nor Space Ranger"),
     ]:
         with pytest.raises(UserError, match=sentence) as raised:
             pair(tmp_path / name, against, **UNITS)
