@@ -135,7 +135,7 @@ lost = {
     name: [p for p, nulls in own.items() if set(nulls) & set(blind)] for name, own in beaten.items()
 }
 by_protocol["a null beats"] = [
-    ", ".join(name.removeprefix("arm ") for name in found if protocol in lost[name]) or "–"
+    "; ".join(name.removeprefix("arm ") for name in found if protocol in lost[name]) or "–"
     for protocol in by_protocol.index
 ]
 quote("score", protocols=len(by_protocol), lost=len(lost["arm E"]))
@@ -167,7 +167,7 @@ style.mark(figure, settings.source, drawn.rename_axis("protocol").reset_index())
 # %% [markdown]
 # ## What looks like a mistake
 #
-# Flips, transpositions, shifts by whole bins and wrong widths of bins raise no error and cost the score. They are looked for: maps are compared under the eight turns of the square and under shifts of up to 8 bins, and one is named when both halves of the patches find it apart. So are constant maps, and totals that are far from the observed.
+# Flips, transpositions, shifts by whole bins and wrong widths of bins raise no error and cost the score. They are looked for: maps are compared under the eight turns of the square and under shifts of up to 8 bins, and one is named when what each half of the patches finds holds in the other. So are constant maps, and totals that are far from the observed.
 
 # %%
 said = {name: one.findings or ["nothing"] for name, one in found.items()}

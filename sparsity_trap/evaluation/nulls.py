@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 #: Patches of which `Dealt` holds predictions and counts, and bytes that these may take.
 _HELD, _HELD_BYTES = 32, 2**27
@@ -48,25 +47,26 @@ def blurred(rate: np.ndarray, mask: np.ndarray | None, sigma: float) -> np.ndarr
 
     With a mask, over tissue alone: weights of bins off tissue go to the others.
     """
-    radius = int(4 * sigma + 0.5)
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1.0) / sigma) ** 2)
-    weights /= weights.sum()
+    down, across = (_smoothing(n, sigma) for n in rate.shape[1:])
 
     def smooth(x: np.ndarray) -> np.ndarray:
-        maps = torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None]
-        for kernel, pad in (
-            (weights[None, None, :, None], (0, 0, radius, radius)),
-            (weights[None, None, None, :], (radius, radius, 0, 0)),
-        ):
-            padded = torch.nn.functional.pad(maps, pad, mode="replicate")
-            maps = torch.nn.functional.conv2d(padded, kernel)
-        return maps[:, 0].numpy()
+        return down @ np.asarray(x, np.float32) @ across.T
 
     if mask is None or mask.all():
         return smooth(rate)
     share = smooth(mask[None])
     inside = smooth(np.where(mask, rate, 0))
     return np.divide(inside, share, where=share > 0, out=np.zeros_like(inside))
+
+
+def _smoothing(n: int, sigma: float) -> np.ndarray:
+    """Matrix [n, n] that smooths n bins in a row: each row holds the weights of one bin."""
+    reach = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
+    weights = np.exp(-0.5 * (reach / sigma) ** 2)
+    matrix, bins = np.zeros((n, n)), np.arange(n)
+    for shift, weight in zip(reach, weights / weights.sum(), strict=True):
+        np.add.at(matrix, (bins, (bins + shift).clip(0, n - 1)), weight)
+    return matrix.astype(np.float32)
 
 
 def shifted(rate: np.ndarray, bins: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Whether maps fit better when turned or shifted: a mistake that no score names.
 
 Counts and predictions of some patches are compared under the eight turns of the square and shifts
-of up to 8 bins. A placement is believed when two halves of the patches find it apart.
+of up to 8 bins. A placement is believed when what each half of the patches finds holds in the
+other.
 """
 
 from __future__ import annotations
@@ -112,6 +113,10 @@ class Placement:
             self.sums = np.zeros((2, len(self.turns), 6, len(self.genes), size, size))
         y = np.where(mask, np.asarray(counts[self.genes], np.float32), 0)
         p = np.where(known, np.asarray(rate[self.genes], np.float32), 0)
+        # Decoders that double their maps may leave a chequered pattern, which a shift by one bin
+        # turns over: weights of 1, 2, 1 take out whatever alternates from bin to bin.
+        for axis in (1, 2):
+            p = (np.roll(p, 1, axis) + 2 * p + np.roll(p, -1, axis)) / 4
         half = self.taken % 2
         self.taken += 1
         for sums, turn in zip(self.sums[half], self.turns, strict=True):
@@ -125,22 +130,24 @@ class Placement:
         """The placement that is clearly better than the given one, where there is one."""
         if self.taken < 2:
             return None
-        halves = [_mean_pcc(sums) for sums in (*self.sums, self.sums.sum(0))]
-        middle = (0, REACH, REACH)
-        places = [np.unravel_index(np.nanargmax(pcc), pcc.shape) for pcc in halves]
-        turn, down, right = places[2]
-        alike = all(
-            at[0] == turn and max(abs(at[1] - down), abs(at[2] - right)) <= 1 for at in places[:2]
-        )
-        gains = [pcc[places[2]] - pcc[middle] for pcc in halves]
-        if not alike or min(gains) < CLEARLY or gains[2] < 0.1 * halves[2][places[2]]:
+        *halves, whole = (_mean_pcc(sums) for sums in (*self.sums, self.sums.sum(0)))
+        middle, place = (0, REACH, REACH), _highest(whole)
+        # What each half finds has to hold in the other.
+        gains = [
+            other[_highest(half)] - other[middle]
+            for half, other in zip(halves, halves[::-1], strict=True)
+        ]
+        turns = {_highest(pcc)[0] for pcc in (*halves, whole)}
+        gain = whole[place] - whole[middle]
+        if len(turns) > 1 or min(gains) < CLEARLY or gain < max(CLEARLY, 0.1 * whole[place]):
             return None
+        turn, down, right = place
         return Found(
             TURNS[self.turns[turn]],
-            int(down) - REACH,
-            int(right) - REACH,
-            float(halves[2][places[2]]),
-            float(halves[2][middle]),
+            down - REACH,
+            right - REACH,
+            float(whole[place]),
+            float(whole[middle]),
         )
 
 
@@ -166,8 +173,13 @@ def _products(y: np.ndarray, inside: np.ndarray, p: np.ndarray, known: np.ndarra
     return sums
 
 
+def _highest(pcc: np.ndarray) -> tuple[int, ...]:
+    """Turn and shifts of the highest correlation."""
+    return tuple(map(int, np.unravel_index(pcc.argmax(), pcc.shape)))
+
+
 def _mean_pcc(sums: np.ndarray) -> np.ndarray:
-    """Mean PCC over genes [turn, shifts, shifts]; NaN where no gene varies."""
+    """Mean PCC over genes [turn, shifts, shifts]; -1 where no gene varies."""
     n, y, p, yy, pp, yp = np.moveaxis(sums, 1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.sqrt((n * yy - y * y).clip(min=0) * (n * pp - p * p).clip(min=0))

@@ -181,7 +181,8 @@ def larger(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Counts and rates [G, H, W] summed over tissue to larger bins, 0 off it; their tissue."""
     inside = bin_mask(mask, factor)
-    summed = (bin_sum(np.where(mask, np.asarray(x, np.float64), 0), factor) for x in (counts, rate))
+    on = (np.where(mask, np.asarray(x, np.float32), np.float32(0)) for x in (counts, rate))
+    summed = (bin_sum(x, factor).astype(np.float64) for x in on)
     return *(x * inside for x in summed), inside
 
 

@@ -18,8 +18,8 @@ _SCALE = 2.0
 
 #: Ratios that a wrong unit leaves, and what they point to.
 _USUAL = {
-    16: "that of the areas of 8 µm and 2 µm bins: say the width of the bins",
-    1 / 16: "that of the areas of 2 µm and 8 µm bins: say the width of the bins",
+    16: "near that of the areas of 8 µm and 2 µm bins",
+    1 / 16: "near that of the areas of 2 µm and 8 µm bins",
 }
 
 #: What a blurred map must lose, of the score at the maps' own bins, for detail to count.
@@ -66,8 +66,8 @@ def _scale(found: Evaluation) -> list[str]:
     if 1 / _SCALE <= ratio <= _SCALE:
         return []
     near = [why for usual, why in _USUAL.items() if abs(np.log2(ratio / usual)) < 0.3]
-    why = f"; the ratio is {near[0]}" if near else ""
-    return [f"The prediction's total is {ratio:.3g} times the observed{why}."]
+    why = f", {near[0]}: is the width of the bins right?" if near else "."
+    return [f"The prediction's total is {ratio:.3g} times the observed{why}"]
 
 
 def _against_nulls(found: Evaluation, column: str, score: np.ndarray) -> list[str]:

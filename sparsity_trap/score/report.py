@@ -191,7 +191,7 @@ def _html(
     """A table as the book shows it, its first column as headings of rows."""
     html = tables.show(table, index=index, sortable=False, missing="undefined").data
     if sortable:
-        html = html.replace('class="dataframe"', 'class="dataframe sortable"')
+        html = html.replace('class="dataframe', 'class="sortable dataframe', 1)
     for row, name in (marked or {}).items():
         html = html.replace(f"<tr>\n      <th>{row}<", f'<tr class="{name}">\n      <th>{row}<')
     return Markup(html)

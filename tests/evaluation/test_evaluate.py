@@ -223,4 +223,4 @@ def test_constants_scale_and_silent_genes_are_named(section):
     assert found.findings[1].startswith("No count was measured of G2")
     rate = 16 * section.rate.astype(np.float32)
     (said,) = st.evaluate(section.counts, rate, section.mask).findings
-    assert "times the observed; the ratio is that of the areas of 8 µm and 2 µm bins" in said
+    assert "times the observed, near that of the areas of 8 µm and 2 µm bins: is" in said

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from files import made_section, table
 from planted import simulated_maps
 from scipy import stats
@@ -58,7 +55,7 @@ def test_a_wrong_level_is_undone_and_said_to_be_one(section):
         rescaled = [t[score].mean()["a factor per gene"] for t in (wrong, right)]
         assert rescaled[0] == pytest.approx(rescaled[1], rel=1e-2)
         as_predicted = [t[score].mean()["as predicted"] for t in (wrong, right)]
-        assert abs(as_predicted[0] - as_predicted[1]) > 0.05
+        assert abs(as_predicted[0] - as_predicted[1]) > 0.02
     pcc = wrong["pcc_2um"].mean()
     assert pcc["a factor per gene"] == pytest.approx(pcc["as predicted"], abs=1e-6)
 
@@ -100,12 +97,13 @@ def test_differences_have_the_jackknife_over_patches(section, pair):
                         for keep in (np.arange(8) != i for i in range(8))])
               for rate in (section.bad, section.good)]  # fmt: skip
     left = scores[1] - scores[0]
-    se = np.sqrt(7 / 8 * ((left - left.mean(0)) ** 2).sum(0)) * np.sqrt(7) / np.sqrt(7)
+    se = np.sqrt(7 / 8 * ((left - left.mean(0)) ** 2).sum(0))
     full = [st.pcc(section.counts, rate, section.mask, 4) for rate in (section.bad, section.good)]
     np.testing.assert_allclose(found["difference"], full[1] - full[0], atol=1e-6)
     half = (found["ci_high"] - found["ci_low"]) / 2
     np.testing.assert_allclose(half, stats.t.ppf(0.975, 7) * se, rtol=1e-4)
-    assert (found["q_value"] >= found["p_value"]).all() and (found["ci_low"] > 0).all()
+    assert (found["q_value"] >= found["p_value"]).all()
+    assert ((found["p_value"] < 0.05) == (found["ci_low"] * found["ci_high"] > 0)).all()
 
 
 def test_summary_counts_genes_and_takes_both_parts_of_the_variance(pair):
@@ -201,13 +199,14 @@ def test_the_page_in_chromium(card, driven):
         driven("Emulation.setDeviceMetricsOverride", width=pixels, height=1000,
                deviceScaleFactor=1, mobile=pixels < 600)  # fmt: skip
         assert driven.value("document.scrollingElement.scrollWidth <= innerWidth")
-    first = "[...document.querySelectorAll('table.sortable')].at(-1).tBodies[0].rows[0].cells[0]"
-    before = driven.value(f"{first}.textContent")
-    driven.value("[...document.querySelectorAll('table.sortable')].at(-1)"
-                 ".querySelector('th button').click()")  # fmt: skip
-    driven.value("[...document.querySelectorAll('table.sortable')].at(-1)"
-                 ".querySelector('th button').click()")  # fmt: skip
-    assert driven.value(f"{first}.textContent") == min(["G0", "G1", "G2", "G3"]) or before
+    last = "[...document.querySelectorAll('table.sortable')].at(-1)"
+    names = f"[...{last}.tBodies[0].rows].map(row => row.cells[0].textContent)"
+    shown = driven.value(names)
+    for order in (shown[::-1], shown):
+        driven.value(f"{last}.querySelectorAll('th button')[3].click()")  # by PCC, down first
+        assert driven.value(names) in (order, order[::-1])
+    driven.value(f"{last}.querySelector('th button').click()")
+    assert driven.value(names) == ["G3", "G2", "G1", "G0"]
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -230,8 +229,16 @@ def test_two_files_are_scored_compared_and_reported(tmp_path, capsys):
         assert held["about"]["coverage"] == 1 and "recalibration" in held
 
 
-def test_mistakes_on_the_command_line_end_in_a_sentence(tmp_path):
-    command = [sys.executable, "-m", "sparsity_trap.score", "absent.h5ad", "--section", "nowhere"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "error: absent.h5ad does not exist: give a file of predictions\n"
+def test_mistakes_on_the_command_line_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="^absent.h5ad does not exist: give a file of predictions$"):
+        main(["absent.h5ad", "--section", "nowhere"])
+    section = made_section(tmp_path)
+    np.savez(tmp_path / "maps.npz", rate=section.rate, genes=np.array(["EPCAM", "PIGR", "VIM"]))
+    given = [str(tmp_path / "maps.npz"), "--section", str(section.outs), "--units", "counts"]
+    for text, sentence in [
+        ("a,b\n1,2\n", "is not a table with columns gene and mean"),
+        ("gene,mean\nPIGR,1\n", "has no mean of gene EPCAM: add it"),
+    ]:
+        (tmp_path / "mean.csv").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            main([*given, "--train-mean", str(tmp_path / "mean.csv")])
