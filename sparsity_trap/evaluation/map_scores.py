@@ -41,6 +41,7 @@ class CountScores:
         self, genes: Sequence[str] | None, train_mean: np.ndarray | None, name: str, bin_um: float
     ) -> None:
         self.scores = GeneScores(genes, train_mean=train_mean, name=name)
+        self.scores._ranks.file.rollover()  # to disk: those of ten nulls would fill memory
         self.bin_um, self.wide = bin_um, wide_factor(bin_um)
         self.ranks = RankFile() if self.wide == 1 else None  # GeneScores ranks fourfold bins
         self.sums = ProtocolSums(self.wide)

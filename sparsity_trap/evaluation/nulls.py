@@ -107,14 +107,14 @@ class Dealt:
         self, counts: np.ndarray, rate: np.ndarray, mask: np.ndarray
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """Take a patch; give counts, another's rate and mask, where there is one to give."""
-        own = Patch(self.n, (rate,))
+        own = Patch(self.n, (rate.copy(),))  # whose memory may be that of a batch, written anew
         if self.size is None:
             patch_bytes = max(counts.nbytes + rate.nbytes, 1)
             self.size = int(np.clip(_HELD_BYTES // patch_bytes, 2, _HELD))
         self.n += 1
         if len(self.held) < self.size:
             self.held.append(own)
-            self.waiting.append(Patch(own.number, (counts, mask)))
+            self.waiting.append(Patch(own.number, (counts.copy(), mask.copy())))
             return
         slot = int(self.rng.integers(self.size))
         (other,) = self.held[slot].maps

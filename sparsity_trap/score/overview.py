@@ -36,7 +36,8 @@ class Overview:
         counts, columns = section.counts(genes), section.array_shape[1]
         total = np.diff(counts.indptr)
         self.genes = np.argsort(-total, kind="stable")[:_GENES]
-        self.tissue = _binned(np.nonzero(section.tissue), fine, side)
+        blocks = (len(section.tissue) // fine, fine, -1, fine)
+        self.tissue = section.tissue.reshape(blocks).sum((1, 3))[:side, :side].astype(float)
         self.counts = np.stack(
             [
                 _binned(np.divmod(counts.indices[own], columns), fine, side, counts.data[own])

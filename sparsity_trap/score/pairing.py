@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Genes of one card: what each takes in memory is a few MB.
 MOST_GENES = 500
 
-_SPOOL_BYTES = 2**22  # of a row of patches, in memory before a file takes over
+_SPOOL_BYTES = 2**20  # of a row of patches, in memory before a file takes over
 
 #: Share of predicted bins off the tissue that is called suspicious.
 _OFF_TISSUE = 0.2
@@ -85,7 +85,7 @@ class Pairing:
         self.tissue = self.predicted = 0
         self.numbers = []
         factor = factor_of(self.bin_um, self.name)
-        for number, (counts, rate, tissue, known, truth) in enumerate(self._all(factor)):
+        for number, counts, rate, tissue, known, truth in self._all(factor):
             mask = tissue & known
             self.tissue += int(tissue.sum())
             self.predicted += int(mask.sum())
@@ -99,19 +99,22 @@ class Pairing:
             yield from self._of_store(self.section, factor)
             return
         side = PATCH_BINS // factor
-        for i, (counts, tissue, truth) in enumerate(self.section.bands(self.genes, factor)):
+        for i, counts, tissue, truth in self.section.bands(self.genes, factor):
             rate, known = self.source.band(i, tissue.shape)
             for left in range(0, tissue.shape[1], side):
                 part = np.s_[..., left : left + side]
+                if not tissue[part].any():
+                    continue
+                number = (i * tissue.shape[1] + left) // side
                 # Copies: patches may be kept, and rows of patches are large and written anew.
                 patch = (x[part].copy() for x in (counts, rate, tissue, known))
-                yield *patch, None if truth is None else truth[part].copy()
+                yield number, *patch, None if truth is None else truth[part].copy()
 
     def _of_store(self, section: StoreSection, factor: int) -> Iterator[tuple[Any, ...]]:
         index = [self.source.genes.index(gene) for gene in self.genes]
         for i, (counts, tissue, truth) in enumerate(section.patches(self.genes, factor)):
             rate = np.asarray(self.source.rate[i])[index]
-            yield counts, rate, tissue, ~np.isnan(rate).all(0), truth
+            yield i, counts, rate, tissue, ~np.isnan(rate).all(0), truth
 
     def _check(self, rate: np.ndarray, mask: np.ndarray) -> None:
         """One sentence on values that cannot be what they are said to be."""
@@ -155,10 +158,7 @@ class Pairing:
                 f"{self.name} predicts no bin in the tissue of {self.section.name}: give "
                 "predictions of this section, counted in its own array rows and columns"
             )
-        batches = (
-            [None if x is None else x[None] for x in patch if x is not None]
-            for patch in self.patches()
-        )
+        batches = ([x[None] for x in patch if x is not None] for patch in self.patches())
         try:
             found = evaluate(
                 batches, None, None, train_mean, self.genes,

@@ -63,7 +63,14 @@ class Table:
         step = max(_CHUNK // max(len(self.genes), 1), 1)
         for start in range(0, len(self.rows), step):
             part = slice(start, min(start + step, len(self.rows)))
-            yield self.rows[part], self.cols[part], self.values(part.start, part.stop)[:, columns]
+            try:
+                values = self.values(part.start, part.stop)
+            except (OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{self.name}: X cannot be read ({' '.join(str(error).split())[:200]}): copy "
+                    "the file again"
+                ) from error
+            yield self.rows[part], self.cols[part], values[:, columns]
 
 
 @dataclass(frozen=True)

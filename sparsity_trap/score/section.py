@@ -107,11 +107,17 @@ class OutsSection:
 
     def bands(
         self, genes: Sequence[str], factor: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Counts, tissue and, in a simulated section, true rate of each row of patches."""
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Number, counts, tissue and, where simulated, true rate of each row of patches.
+
+        Rows without tissue are left out.
+        """
         counts, columns = self.counts(genes), self.array_shape[1]
         band = np.empty((len(genes), PATCH_BINS, self.tissue.shape[1]), np.uint16)
         for top in range(0, len(self.tissue), PATCH_BINS):
+            mask = self.tissue[top : top + PATCH_BINS]
+            if not mask.any():
+                continue
             band[:] = 0
             inside = band[:, :, :columns]
             limits = np.array([top * columns, (top + PATCH_BINS) * columns], counts.indices.dtype)
@@ -120,8 +126,8 @@ class OutsSection:
                 here = slice(*(own.start + np.searchsorted(counts.indices[own], limits)))
                 place = counts.indices[here] - limits[0]
                 dense[np.divmod(place, columns)] = counts.data[here]
-            mask = self.tissue[top : top + PATCH_BINS]
-            yield coarser(band, mask, self._truth(genes, top, band.shape), factor)
+            truth = self._truth(genes, top, band.shape)
+            yield top // PATCH_BINS, *coarser(band, mask, truth, factor)
 
     def _truth(self, genes: Sequence[str], top: int, shape: tuple[int, ...]) -> np.ndarray | None:
         path = self.outs / "truth.zarr"
