@@ -18,6 +18,8 @@ REACH, _GENES, _PATCHES = 8, 8, 16
 #: Pairs of bins without which no correlation is taken.
 _LEAST_BINS = 50
 
+_QUICK = 32  # lengths of transforms are multiples of it
+
 #: What a placement must gain, in PCC, in both halves of the patches.
 CLEARLY = 0.02
 
@@ -122,10 +124,6 @@ class Placement:
         for sums, turn in zip(self.sums[half], self.turns, strict=True):
             sums += _products(y, mask, turned(p, turn), turned(known, turn))
 
-    def given(self, half: int) -> float:
-        """Mean PCC of the genes as given, in one half of the patches; -1 where undefined."""
-        return -1.0 if not self.taken else float(_mean_pcc(self.sums[half])[0, REACH, REACH])
-
     def best(self) -> Found | None:
         """The placement that is clearly better than the given one, where there is one."""
         if self.taken < 2:
@@ -160,15 +158,17 @@ def _products(y: np.ndarray, inside: np.ndarray, p: np.ndarray, known: np.ndarra
     within = np.zeros(inside.shape, np.float32)
     within[REACH:-REACH, REACH:-REACH] = inside[REACH:-REACH, REACH:-REACH]
     y = y * within
-    of_y = [torch.fft.rfft2(torch.from_numpy(x)).conj() for x in (within[None], y, y * y)]
+    # Zeros at the end up to a length that is quick to transform.
+    size = [-(-n // _QUICK) * _QUICK for n in inside.shape]
+    of_y = [torch.fft.rfft2(torch.from_numpy(x), s=size).conj() for x in (within[None], y, y * y)]
     known = np.ascontiguousarray(known, np.float32)
     p = np.ascontiguousarray(p, np.float32)
-    of_p = [torch.fft.rfft2(torch.from_numpy(x)) for x in (known[None], p, p * p)]
+    of_p = [torch.fft.rfft2(torch.from_numpy(x), s=size) for x in (known[None], p, p * p)]
     pairs = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))  # n, y, p, yy, pp, yp
     shifts = np.arange(-REACH, REACH + 1)
     sums = np.empty((6, len(y), len(shifts), len(shifts)))
     for out, (a, b) in zip(sums, pairs, strict=True):
-        found = torch.fft.irfft2(of_y[a] * of_p[b], s=inside.shape).numpy()
+        found = torch.fft.irfft2(of_y[a] * of_p[b], s=size).numpy()
         out[:] = found[:, shifts[:, None], shifts]
     return sums
 

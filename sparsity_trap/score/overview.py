@@ -1,7 +1,7 @@
 """Whether a whole table is laid the right way over its section: turns, bin width, large shifts.
 
-Predictions and counts are summed to bins of 16 µm over the whole array. What is wrong with single
-patches, `evaluation.placement` finds.
+Predictions and counts are summed to bins of 16 or 32 µm over the whole array. What is wrong with
+single patches, `evaluation.placement` finds.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsity_trap.evaluation.placement import REACH, TURNS, Placement
+from sparsity_trap.evaluation.protocols import mean_of, moments_where
 
 if TYPE_CHECKING:
     from sparsity_trap.score.section import OutsSection
 
-_COARSE_UM = 16
+_MOST = 256  # bins along a side of the coarse grid, while they are 16 µm wide
 _GENES = 8
+
+#: What another width of bins must gain, in PCC, in both halves of the section.
+_CLEARLY = 0.05
 
 #: Factors of rows and columns that a wrong bin width leaves, and what they say of them.
 _WIDTHS = {
@@ -31,13 +35,16 @@ class Overview:
     def __init__(
         self, section: OutsSection, genes: tuple[str, ...], factor: int, bin_um: float
     ) -> None:
-        fine = _COARSE_UM // 2  # bins of 2 µm along one of the coarse grid
+        # Bins of 2 µm along one of the coarse grid; a whole capture area has them twice as wide.
+        fine = 8 if max(section.array_shape) <= 8 * _MOST else 16
         side = -(-max(section.array_shape) // fine)
         counts, columns = section.counts(genes), section.array_shape[1]
         total = np.diff(counts.indptr)
         self.genes = np.argsort(-total, kind="stable")[:_GENES]
         blocks = (len(section.tissue) // fine, fine, -1, fine)
-        self.tissue = section.tissue.reshape(blocks).sum((1, 3))[:side, :side].astype(float)
+        tissue = section.tissue.reshape(blocks).sum((1, 3))[:side, :side]
+        self.tissue = np.zeros((side, side))
+        self.tissue[: tissue.shape[0], : tissue.shape[1]] = tissue
         self.counts = np.stack(
             [
                 _binned(np.divmod(counts.indices[own], columns), fine, side, counts.data[own])
@@ -64,37 +71,41 @@ class Overview:
         """What fits better than the places given, in a sentence."""
         if self.side < 4 * REACH or not len(self.genes):
             return []
-        given = self._placed(1.0)
-        if (found := given.best()) is not None:
+        placement = Placement()
+        for inside in self._halves():
+            y, p, known = self._means(1.0)
+            placement.update(y, p, inside, known)
+        if (found := placement.best()) is not None:
             if found.turn != TURNS[False, False, False]:
                 # Ends of the array do not lie at whole coarse bins: only the turn is meant.
                 found = found._replace(down=0, right=0)
-            return ["Of the whole section: " + found.sentence(_COARSE_UM) + "."]
-        score = [given.given(half) for half in (0, 1)]
+            return ["Of the whole section: " + found.sentence(2 * self.fine) + "."]
+        given = self._pcc(1.0)
         for width, words in _WIDTHS.items():
-            other = self._placed(width)
-            gain = [other.given(half) - score[half] for half in (0, 1)]
-            if min(gain) > 0.05:
+            if min(np.subtract(self._pcc(width), given)) > _CLEARLY:
                 return [
                     f"The prediction's {words} than the stated {self.bin_um:g} µm: say the width "
                     "of the bins."
                 ]
         return []
 
-    def _placed(self, width: float) -> Placement:
-        """Means per bin of both sides, compared in the upper and in the lower half."""
+    def _halves(self) -> list[np.ndarray]:
+        """Upper and lower half of the tissue on the coarse grid."""
         tissue = 2 * self.tissue > self.fine**2
-        known = self.bins[width] > 0
-        y = self.counts / self.tissue.clip(min=1)
-        p = self.sums[width] / self.bins[width].clip(min=1)
-        placement, middle = Placement(), self.side // 2
         rows = np.flatnonzero(tissue.any(1))
-        middle = int(rows.mean()) if len(rows) else middle
-        for half in (np.s_[:middle], np.s_[middle:]):
-            inside = np.zeros_like(tissue)
-            inside[half] = tissue[half]
-            placement.update(y, p, inside, known)
-        return placement
+        upper = np.arange(self.side)[:, None] < (rows.mean() if len(rows) else 0)
+        return [tissue & upper, tissue & ~upper]
+
+    def _means(self, width: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts and predictions per bin, and where there are predictions."""
+        counts = self.counts / self.tissue.clip(min=1)
+        return counts, self.sums[width] / self.bins[width].clip(min=1), self.bins[width] > 0
+
+    def _pcc(self, width: float) -> list[float]:
+        """Mean PCC of the genes in each half, 0 where there is none."""
+        y, p, known = self._means(width)
+        where = (np.broadcast_to(half & known, y.shape) for half in self._halves())
+        return [float(np.nan_to_num(mean_of(moments_where(y, p, own).pcc()))) for own in where]
 
 
 def _binned(
