@@ -22,7 +22,10 @@ BOOK_FILES = ("test_book.py", "test_pages.py", "test_workflow.py")
 
 
 #: Test files whose tests share something that takes long to make.
-SHARING_FILES = ("test_controls.py", "test_no_code_in_data.py", "test_predict.py")
+SHARING_FILES = (
+    "test_controls.py", "test_evaluate.py", "test_no_code_in_data.py", "test_pairing.py",
+    "test_predict.py", "test_report.py",
+)  # fmt: skip
 
 #: Scores a patch as it is stored.
 COMPILE = """
