@@ -15,6 +15,11 @@ TILES ?= $(or $(value SPARSITY_TRAP_TILES),$(firstword $(wildcard data/p5_crc_2u
 PATIENTS ?=
 # Where `make serve` listens, on this machine only; 0 takes a free port.
 PORT ?= 8000
+# What `make score` reads and writes.
+PRED ?=
+SECTION ?=
+UNITS ?=
+OUT ?=
 # More options of JupyterLab, such as LAB=--no-browser.
 LAB ?=
 comma := ,
@@ -70,7 +75,7 @@ OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS
 	--rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan edit lab notebooks serve watch doctor download tiles bench bench-train stability test linkcheck lint clean
+.PHONY: help env book results plan edit lab notebooks serve watch doctor download score tiles bench bench-train stability test linkcheck lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|study|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
@@ -142,14 +147,21 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS; with TILES=1 the real tiles
 	@set -f; $(BIN)/python workflow/download.py $(if $(filter 1,$(TILES)),--tiles data/p5_crc_2um_tiles,-- $$PATIENTS)
 
+# Files in PRED are separated by spaces; a name with a space in it needs the command itself.
+score: $(STAMP)  ## score predictions: PRED=file(s) SECTION=outs or store [UNITS=counts] [OUT=folder]
+	@test -n '$(PRED)' -a -n '$(SECTION)' || { echo "error: say what to score: make score PRED=predictions.h5ad SECTION=outs UNITS=counts"; exit 1; }
+	@$(BIN)/python -m sparsity_trap.score $(foreach file,$(PRED),'$(file)') --section '$(SECTION)' \
+		$(if $(UNITS),--units '$(UNITS)') $(if $(OUT),--out '$(OUT)')
+
 tiles: $(STAMP)  ## train on the real tiles in TILES, about an hour on 2 cores; writes results/real_tiles
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 \
 		MALLOC_MMAP_THRESHOLD_=4000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 		$(BIN)/python workflow/tiles.py --cores $(CORES) -- "$$TILES"
 
-bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-image; writes results/bench
+bench: $(STAMP)  ## measure reading against scanpy, scoring against scikit-image and plain loops; writes results/bench
 	@$(BIN)/python -m benchmarks.ingest
 	@$(BIN)/python -m benchmarks.metrics
+	@$(BIN)/python -m benchmarks.score
 
 bench-train: $(STAMP)  ## measure a training step against its floor; writes results/bench/training.json
 	@$(BIN)/python -m benchmarks.training

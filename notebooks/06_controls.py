@@ -24,6 +24,7 @@ from sparsity_trap import runs
 from sparsity_trap.analysis import ceilings, controls
 from sparsity_trap.analysis.association import gene_table
 from sparsity_trap.bins import bin_mask, bin_sum
+from sparsity_trap.score.recalibrate import recalibration, recalibration_table
 from sparsity_trap.show import interactive, style, tables
 
 settings = runs.open_preset(preset, source, cohort)
@@ -192,6 +193,36 @@ reached = pd.DataFrame(reached, index=["PCC", "ceiling", "PCC / ceiling"]).T
 tables.show(reached, index=True, missing="undefined")
 
 # %% [markdown]
+# ## What is only level
+#
+# A prediction may have the right places and the wrong level. Rescaled on every other patch of the section, each gene by a factor or by an increasing map (isotonic regression), and scored on the other patches, it shows what of a score was only that. Neither changes what a map says of place: a factor leaves the PCC as it is, an increasing map can straighten a curve.
+
+
+# %%
+def patches(result):
+    """Counts, rates and tissue of each patch, anew at every call."""
+    return lambda: (
+        (store.counts[i], result.predictions[i], store.mask[i]) for i in range(len(store))
+    )
+
+
+rescaled = {
+    arm: recalibration_table(recalibration(patches(result), store.genes))
+    for arm, result in (("D", mse), ("E", poisson))
+}
+rescaled = pd.concat(rescaled, names=["arm"])
+tables.show(rescaled.rename_axis(index=[None, None]), index=True, missing="undefined")
+
+# %%
+gap = rescaled.loc["E"] - rescaled.loc["D"]
+for score in ("ssim_2um", "d2", "pcc_8um"):
+    before, factor, increasing = gap[score]
+    quote(f"level.{score}", before=before, factor=factor, increasing=increasing)
+tables.show(gap[["pcc_8um", "ssim_2um", "d2"]], index=True, missing="undefined")
+
+# %% [markdown]
+# E leads D by {val}`level.ssim_2um.before:+.3f` in SSIM and {val}`level.d2.before:+.3f` in D² as predicted, by {val}`level.ssim_2um.factor:+.3f` and {val}`level.d2.factor:+.3f` after a factor per gene, by {val}`level.ssim_2um.increasing:+.3f` and {val}`level.d2.increasing:+.3f` after an increasing map: what disappears was level.
+#
 # ## Spatial structure
 #
 # Moran's I at 8 µm of counts and predictions (squidpy, neighbours that share an edge). Predictions are expected counts without noise, so theirs is higher than that of counts even where they are right.

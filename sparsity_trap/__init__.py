@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsity_trap import decoders, losses, metrics
     from sparsity_trap.decoders import Hist2ST, Img2ST, Linear
+    from sparsity_trap.evaluation.evaluate import evaluate
     from sparsity_trap.losses import Objective, rate
     from sparsity_trap.metrics import d2, pcc, ssim
     from sparsity_trap.scores import GeneScores
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "GeneScores", "Hist2ST", "Img2ST", "Linear", "Objective", "d2", "decoders", "losses", "metrics",
-    "pcc", "rate", "ssim",
+    "GeneScores", "Hist2ST", "Img2ST", "Linear", "Objective", "d2", "decoders", "evaluate",
+    "losses", "metrics", "pcc", "rate", "ssim",
 ]  # fmt: skip
 
 _HOME = {
     "decoders": ("Hist2ST", "Img2ST", "Linear"),
+    "evaluation.evaluate": ("evaluate",),
     "losses": ("Objective", "rate"),
     "metrics": ("d2", "pcc", "ssim"),
     "scores": ("GeneScores",),

@@ -21,6 +21,8 @@ CODE = {
     "table": (
         "analysis/controls.py",
         "analysis/ceilings.py",
+        "evaluation/nulls.py",
+        "evaluation/ceilings.py",
         "metrics.py",
         "scores.py",
         "_loops.py",

@@ -22,7 +22,10 @@ BOOK_FILES = ("test_book.py", "test_pages.py", "test_workflow.py")
 
 
 #: Test files whose tests share something that takes long to make.
-SHARING_FILES = ("test_controls.py", "test_predict.py", "test_segments.py")
+SHARING_FILES = (
+    "test_controls.py", "test_evaluate.py", "test_pairing.py", "test_predict.py", "test_report.py",
+    "test_segments.py",
+)  # fmt: skip
 
 #: A user's token, in the environment while the book is made.
 SECRET = "hf_" + "ThisMustNeverBeWritten0123456789"  # not in this file, which is copied too

@@ -182,7 +182,28 @@ def _verdict(found: dict) -> str:
     return found["verdict"] + value
 
 
+def score(bench: dict) -> str:
+    """Seconds and memory of scoring a table of a whole section, against a plain loop."""
+    names = {
+        "score": "model, nulls, ceilings and protocols, as `make score` takes them",
+        "loop": "loop over `scipy.stats`, PCC and Spearman of the model alone",
+    }
+    lines = ["| | seconds | of CPU | peak MB |", "|---|---|---|---|"]
+    for key, name in names.items():
+        row = bench["scorers"][key]
+        lines.append(
+            f"| {name} | {row['seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['peak_mb']:.0f} |"
+        )
+    lines.append(
+        f"\n{bench['bins'] / 1e6:g} million bins of 2 µm, {bench['genes']} genes, on "
+        f"{bench['hardware']}, {bench['threads']} threads, commit {bench['commit']}; largest "
+        f"difference of a PCC {bench['largest_difference']:.0e}."
+    )
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
+    "score": (score, "bench"),
     "ingest": (ingest, "bench"),
     "metrics": (metrics, "bench"),
     "training": (training, "bench-train"),

@@ -19,6 +19,7 @@ from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
 from sparsity_trap.decoders import DECODERS, build_decoder
 from sparsity_trap.encoders import ENCODERS, EncoderCard, FilterBank, TimmTokens
+from sparsity_trap.evaluation.protocols import PROTOCOLS
 from sparsity_trap.presets import load_preset, other_worlds
 from sparsity_trap.settings import PUBLISHED_ARMS, ROOT, Preset
 
@@ -29,6 +30,19 @@ def markdown(table: pd.DataFrame) -> str:
     """A Markdown table; cells are text already."""
     lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def protocols() -> str:
+    """How the same maps are scored as others have scored theirs."""
+    rows = [
+        {
+            "protocol": protocol.title,
+            "what it is": protocol.definition,
+            "source": f"{{cite:t}}`{protocol.source}`" if protocol.source else "",
+        }
+        for protocol in PROTOCOLS.values()
+    ]
+    return markdown(pd.DataFrame(rows))
 
 
 def arms(preset: Preset) -> str:

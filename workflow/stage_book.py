@@ -107,7 +107,8 @@ def main() -> None:
             nbformat.write(page, folder / path.name)
         (folder / "numbers.json").write_text(json.dumps(numbers, indent=1))
         (folder / "run.json").write_text(json.dumps(run, indent=1))
-        shutil.copytree(preset.folder / "viewer", folder / "viewer")
+        for name in ("viewer", "score"):
+            shutil.copytree(preset.folder / name, folder / name)
         store = runs.store(preset, preset.main_patient)
         runs.tokens(preset, preset.main_patient)
         channels = open_tokens(preset, preset.main_patient)[0].shape[2]
@@ -115,6 +116,7 @@ def main() -> None:
             "arms.md": book_tables.arms(preset),
             "decoders.md": book_tables.decoders(preset, channels, len(store.genes)),
             "encoders.md": book_tables.encoders(),
+            "protocols.md": book_tables.protocols(),
             "claims.md": book_tables.claims(folder / "tables"),
             "scale.md": book_tables.scale(),
             "packages.md": book_tables.packages(),

@@ -245,8 +245,9 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
     """Put plotly.js, MathJax and the gene browser's pictures beside the pages; mend the pages.
 
     So no page loads anything from another host. The scripts stay out of ``_static``, where Jupyter
-    Book would load each of them on every page. Pictures in ``viewer`` of the folder of executed
-    notebooks go to the same place in the book: next to the pages of the notebooks.
+    Book would load each of them on every page. Pictures in ``viewer`` and report cards in ``score``
+    of the folder of executed notebooks go to the same place in the book: next to the pages of the
+    notebooks.
     """
     if error or app.builder.format != "html":
         return
@@ -255,10 +256,11 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
     for part in MATHJAX_PARTS:
         _copy(mathjax / part, assets / "mathjax" / part)
     assets.joinpath("plotly.js").write_text(plotly_script(), encoding="utf8")
-    place = Path(app.config.sparsity_trap_executed, "viewer")
-    shutil.rmtree(Path(app.outdir, place), ignore_errors=True)  # of another preset
-    if Path(app.srcdir, place).is_dir():
-        _copy(Path(app.srcdir, place), Path(app.outdir, place))
+    for name in ("viewer", "score"):
+        place = Path(app.config.sparsity_trap_executed, name)
+        shutil.rmtree(Path(app.outdir, place), ignore_errors=True)  # of another preset
+        if Path(app.srcdir, place).is_dir():
+            _copy(Path(app.srcdir, place), Path(app.outdir, place))
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text(encoding="utf8")
         mended = UNUSED_ICONS.sub("", text)

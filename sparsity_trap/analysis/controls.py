@@ -17,6 +17,7 @@ import pandas as pd
 from sparsity_trap import runs
 from sparsity_trap.bins import BIN_UM, BINS_PER_TOKEN, Maps, bin_mask, bin_sum
 from sparsity_trap.data.patches import PatchStore
+from sparsity_trap.evaluation import nulls
 from sparsity_trap.metrics import Moments
 from sparsity_trap.runs import Result
 from sparsity_trap.scores import GeneScores
@@ -45,15 +46,9 @@ def training_mean(store: PatchStore, train_mean: np.ndarray) -> Iterator[np.ndar
 
 
 def patch_mean(store: PatchStore) -> Iterator[np.ndarray]:
-    """Each gene's mean count over the tissue of the patch itself.
-
-    Knows the answer between patches and nothing within: what a model scores above it, it owes to
-    structure within patches.
-    """
+    """Each gene's mean count over the tissue of the patch itself; see `nulls.patch_mean`."""
     for i in range(store.counts.shape[0]):
-        counts, mask = np.asarray(store.counts[i]), np.asarray(store.mask[i])
-        mean = counts[:, mask].sum(1) / max(mask.sum(), 1)
-        yield np.broadcast_to(mean[:, None, None].astype(np.float32), counts.shape)
+        yield nulls.patch_mean(np.asarray(store.counts[i]), np.asarray(store.mask[i]))
 
 
 def shuffled(predictions: Maps, seed: int) -> Iterator[np.ndarray]:
@@ -84,18 +79,14 @@ def next_tile(predictions: Maps) -> Iterator[np.ndarray]:
 
 def blurred(predictions: Maps, sigma: float) -> Iterator[np.ndarray]:
     """The model's prediction under a Gaussian of ``sigma`` 2 µm bins, patch by patch."""
-    from scipy.ndimage import gaussian_filter
-
     for i in range(predictions.shape[0]):
-        yield gaussian_filter(_rates(predictions, i), sigma, axes=(1, 2), mode="nearest")
+        yield nulls.blurred(_rates(predictions, i), None, sigma)
 
 
 def shifted(predictions: Maps, bins: int) -> Iterator[np.ndarray]:
     """The model's prediction moved right by some 2 µm bins; the first column fills the gap."""
     for i in range(predictions.shape[0]):
-        rates = _rates(predictions, i)
-        width = rates.shape[2]
-        yield rates[:, :, np.maximum(np.arange(width) - bins, 0)]
+        yield nulls.shifted(_rates(predictions, i), bins)
 
 
 def scaled(predictions: Maps, factor: float) -> Iterator[np.ndarray]:

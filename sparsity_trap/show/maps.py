@@ -64,17 +64,27 @@ def panel_row(
     """
     axes[0].imshow(image)
     scale_bar(axes[0], pixel_um, length_um)
+    axes[0].set_xticks([])
+    axes[0].set_yticks([])
+    axes[0].spines[:].set_visible(False)
+    map_row(axes[1:], maps, mask)
     axes[0].set_ylabel(gene, style="italic", size=10)
+
+
+def map_row(
+    axes: Sequence[Axes], maps: Sequence[np.ndarray], mask: np.ndarray, gene: str = ""
+) -> None:
+    """Maps alone, as `panel_row` draws them."""
     norm = PowerNorm(0.5, 0, max(1.0, np.percentile(maps[0][mask], 99.5)))
-    for axis, values in zip(axes[1:], maps, strict=True):
+    for axis, values in zip(axes, maps, strict=True):
         shown = axis.imshow(
             np.where(mask, values, np.nan), cmap=COUNTS_MAP, norm=norm, interpolation="nearest"
         )
-    axes[0].figure.colorbar(shown, ax=list(axes[1:]), shrink=0.85, pad=0.01, label="UMI per 8 µm")
-    for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
+    axes[0].set_ylabel(gene, style="italic", size=10)
+    axes[0].figure.colorbar(shown, ax=list(axes), shrink=0.85, pad=0.01, label="UMI per 8 µm")
 
 
 def gene_map(values: Any, index: int) -> np.ndarray:

@@ -30,5 +30,6 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals["asset"] = asset
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return environment

@@ -206,12 +206,17 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
     figure.data = data
     others = {name: family.mark.upper() for name, family in FAMILIES.items() if family.mark}
     if note := (others | MARKS).get(source):
-        figure.text(
-            0.995, 0.002, note, ha="right", va="bottom", fontsize=6.5, weight="bold",
-            color="#A32020" if source in MARKS else "#1B6B4A", in_layout=False,
-        )  # fmt: skip
-        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+        stamp(figure, note, "#A32020" if source in MARKS else "#1B6B4A")
     return figure
+
+
+def stamp(figure: Exhibit, note: str, colour: str = "#A32020") -> None:
+    """Write a note into the lower right corner, below what is drawn."""
+    figure.text(
+        0.995, 0.002, note, ha="right", va="bottom", fontsize=6.5, weight="bold", color=colour,
+        in_layout=False,
+    )  # fmt: skip
+    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
 
 
 def not_trained(what: str) -> Exhibit:

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 EXAMPLES = """
 import doctest, json, sys
 import sparsity_trap as st
-places = [st.decoders, st.losses, st.metrics, sys.modules[st.GeneScores.__module__]]
+homes = [sys.modules[x.__module__] for x in (st.GeneScores, st.evaluate)]
+places = [st.decoders, st.losses, st.metrics, *homes]
 failed = tried = 0
 for place in places:
     result = doctest.testmod(place)

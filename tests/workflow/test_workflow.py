@@ -145,7 +145,7 @@ def test_second_make_book_finds_nothing_to_do(smoke_book):
 
 
 # Without the pages of real counts and of printed numbers, which show no run.
-ANALYSES = {"analysis": 12, "predict": 1}
+ANALYSES = {"analysis": 13, "predict": 1}
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ ANALYSES = {"analysis": 12, "predict": 1}
             "sparsity_trap/show/style.py",
             "palette",
             "colours",
-            {"data_page": 3} | ANALYSES | {"analysis": 14},
+            {"data_page": 3} | ANALYSES | {"analysis": 15},
         ),
         (
             "published/hest_losses.csv",
             "0.393",
             "0.394",
-            {"data_page": 3} | ANALYSES | {"analysis": 14},
+            {"data_page": 3} | ANALYSES | {"analysis": 15},
         ),
         ("presets/smoke.yaml", "epochs: 20", "epochs: 21", {"train": 3} | ANALYSES),
         (
@@ -201,6 +201,7 @@ def test_what_is_edited_is_executed_again_with_all_behind_it(smoke_book, edited,
     [
         ("runs/D-matched-P5-s0", {"train": 1}),
         ("viewer", {"analysis": 1}),
+        ("score", {"analysis": 1}),
         ("predictions", {"predict": 1}),
         ("tables/claims_build.csv", {"analysis": 1}),
         ("tables/claims_printed.csv", {"analysis": 2}),
@@ -245,7 +246,7 @@ def test_mistakes_on_the_command_line_end_in_a_sentence(smoke_book, arguments, s
 def test_executed_notebooks_hold_no_error_and_their_parameters(smoke_book):
     folder = smoke_book / "results" / "smoke" / "notebooks"
     notebooks = sorted(folder.glob("*.ipynb"))
-    assert len(notebooks) == 3 + 3 + 14 + 1  # patients, arms, analyses, predictions
+    assert len(notebooks) == 3 + 3 + 15 + 1  # patients, arms, analyses, predictions
     for path in notebooks:
         cells = nbformat.read(path, as_version=4).cells
         assert any("injected-parameters" in c.metadata.get("tags", []) for c in cells)
