@@ -115,7 +115,7 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS; with TILES=1 the real tiles
 	@$(BIN)/python workflow/download.py $(if $(filter 1,$(TILES)),--tiles data/p5_crc_2um_tiles,$(PATIENTS))
 
-tiles: $(STAMP)  ## train on the real tiles in TILES, about an hour on 2 cores; writes results/real_tiles
+tiles: $(STAMP)  ## train on the real tiles in TILES, on the CPU; writes results/real_tiles
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 \
 		MALLOC_MMAP_THRESHOLD_=4000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 		$(BIN)/python workflow/tiles.py '$(TILES)' --cores $(CORES)
