@@ -161,7 +161,8 @@ def stability(bench: dict) -> str:
     for preset, found in bench.items():
         sets = list(next(iter(found["claims"].values()))["sets"])
         flips = ", ".join(f"*{found['claims'][key]['text']}*" for key in found["flips"])
-        about = f"**Preset `{preset}`**, {found['hardware']}, commit {found['commit']}."
+        machines = found["hardware"] + (f"; GPU: {found['gpu']}" if "gpu" in found else "")
+        about = f"**Preset `{preset}`**, {machines}, commit {found['commit']}."
         lines += [
             f"{about} From *supported* to *not supported* or back: {flips or 'none'}. Of "
             f"{found['compared']} values of other sets, {found['covered']} lie within the book's "
