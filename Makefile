@@ -124,7 +124,7 @@ bench: $(STAMP)  ## measure reading against scanpy and scoring against scikit-im
 	@$(BIN)/python -m benchmarks.ingest
 	@$(BIN)/python -m benchmarks.metrics
 
-bench-train: $(STAMP)  ## measure a training step against its floor; writes results/bench/training.json
+bench-train: $(STAMP)  ## measure a training step against its floor; writes results/bench/training.json, or training_gpu.json
 	@$(BIN)/python -m benchmarks.training
 
 stability: $(STAMP)  ## repeat the runs of PRESET with other seeds and threads; writes results/bench/stability.json

@@ -1,6 +1,6 @@
 """Training: seconds a step against the floor, against the published way, and how both grow.
 
-    python -m benchmarks.training [--out results/bench/training.json]
+    python -m benchmarks.training [--out FILE]
 
 On a CPU the sizes are those of the preset ``laptop``; on a GPU those of ``paper``, in float32 and
 in bfloat16. Tokens, counts and images are synthetic: no number here says anything about learning.
@@ -83,7 +83,8 @@ GROWTH_PATCHES = 64 if GPU else 6  # where genes or views grow
 def main() -> None:
     """Measure, write JSON, print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("results/bench/training.json"))
+    name = "training_gpu" if GPU else "training"
+    parser.add_argument("--out", type=Path, default=Path(f"results/bench/{name}.json"))
     parser.add_argument("--grow", nargs=3, type=int, metavar=("PATCHES", "GENES", "VIEWS"),
                         help=argparse.SUPPRESS)  # fmt: skip
     options = parser.parse_args()
@@ -103,6 +104,7 @@ def measure(preset: Preset) -> dict[str, object]:
     from benchmarks.plain_training import against_plain  # which needs this module
 
     precisions = ("float32", "bfloat16") if GPU else ("float32",)
+    torch.set_float32_matmul_precision("high")  # as training does: on a GPU, products by TF32
     machine = {
         "copy_gb_per_s": copy_rate() / 1e9,
         **{f"matmul_{p}_tflop_per_s": matmul_rate(p) / 1e12 for p in precisions},
@@ -119,7 +121,7 @@ def measure(preset: Preset) -> dict[str, object]:
         "machine": machine,
         "run": runs,
         "before_and_after": None if GPU else against_plain(),
-        "published_way": published_way(preset, data, runs[precisions[-1]]),
+        "published_way": published_way(preset, data, runs[preset.training.precision]),
         "encoder": encoder_rate(machine) if GPU else None,
         "growth": growth(),
     }

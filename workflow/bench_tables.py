@@ -154,7 +154,6 @@ def training(bench: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-#: Benchmark -> its table and the make target that measures it.
 def stability(bench: dict) -> str:
     """Verdict of every claim on each set of runs, by preset."""
     lines = []
@@ -171,22 +170,26 @@ def stability(bench: dict) -> str:
             "|---" * (len(sets) + 1) + "|",
         ]
         for claim in found["claims"].values():
-            cells = [_verdict(claim["sets"][name]) for name in sets]
+            cells = [_verdict(claim["sets"].get(name)) for name in sets]
             lines.append(f"| {claim['text']} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _verdict(found: dict) -> str:
+def _verdict(found: dict | None) -> str:
     """Verdict, and the value where there is one."""
+    if found is None:
+        return "not judged"
     value = "" if found["value"] is None else f" ({found['value']:+.3f})".replace("-", "−")
     return found["verdict"] + value
 
 
+#: Benchmark -> its table and the make target that measures it.
 TABLES = {
     "ingest": (ingest, "bench"),
     "metrics": (metrics, "bench"),
     "training": (training, "bench-train"),
+    "training_gpu": (training, "bench-train"),
     "stability": (stability, "stability"),
 }
 

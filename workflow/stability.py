@@ -91,15 +91,15 @@ def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
 
     Returns
     -------
-    ``claims``: key -> text and, by set, verdict, value and interval. ``flips``: claims that are
-    supported on one set and not supported on another. ``covered`` and ``compared``: how many of the
-    other sets' values lie in the first set's interval for another value: its half-width times √2.
+    ``claims``: key -> text and, by set that it was judged on, verdict, value and interval.
+    ``flips``: claims that are supported on one set and not supported on another. ``covered`` and
+    ``compared``: how many of the other sets' values lie in the first set's interval for another
+    value: its half-width times √2.
     """
-    names = list(ledgers)
-    first = ledgers[names[0]].set_index("key")
+    judged = {name: ledger.set_index("key") for name, ledger in ledgers.items()}
     claims, flips, inside = {}, [], []
-    for key, row in first.iterrows():
-        found = {name: ledger.set_index("key").loc[key] for name, ledger in ledgers.items()}
+    for key, row in next(iter(judged.values())).iterrows():
+        found = {name: rows.loc[key] for name, rows in judged.items() if key in rows.index}
         columns = ["verdict", "value", "ci_low", "ci_high"]
         by_set = {
             name: {c: None if pd.isna(claim[c]) else claim[c] for c in columns}
@@ -109,7 +109,7 @@ def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
         if {"supported", "not supported"} <= {claim["verdict"] for claim in found.values()}:
             flips.append(key)
         if np.isfinite(row["p"]):
-            for name in names[1:]:
+            for name in list(found)[1:]:
                 far = abs(found[name]["value"] - row["value"])
                 inside.append(far <= np.sqrt(2) * (row["ci_high"] - row["ci_low"]) / 2)
     covered = {"covered": int(np.sum(inside)), "compared": len(inside)}
