@@ -153,7 +153,7 @@ score: $(STAMP)  ## score predictions: PRED=file(s) SECTION=outs or store [UNITS
 	@$(BIN)/python -m sparsity_trap.score $(foreach file,$(PRED),'$(file)') --section '$(SECTION)' \
 		$(if $(UNITS),--units '$(UNITS)') $(if $(OUT),--out '$(OUT)')
 
-tiles: $(STAMP)  ## train on the real tiles in TILES, about an hour on 2 cores; writes results/real_tiles
+tiles: $(STAMP)  ## train on the real tiles in TILES, on the CPU; writes results/real_tiles
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 \
 		MALLOC_MMAP_THRESHOLD_=4000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 		$(BIN)/python workflow/tiles.py --cores $(CORES) -- "$$TILES"
@@ -163,7 +163,7 @@ bench: $(STAMP)  ## measure reading against scanpy, scoring against scikit-image
 	@$(BIN)/python -m benchmarks.metrics
 	@$(BIN)/python -m benchmarks.score
 
-bench-train: $(STAMP)  ## measure a training step against its floor; writes results/bench/training.json
+bench-train: $(STAMP)  ## measure a training step against its floor; writes results/bench/training.json, or training_gpu.json
 	@$(BIN)/python -m benchmarks.training
 
 stability: $(STAMP)  ## repeat the runs of PRESET with other seeds and threads; writes results/bench/stability.json

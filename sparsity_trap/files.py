@@ -169,6 +169,14 @@ def hardware() -> str:
     return text
 
 
+def _version(package: str) -> str | None:
+    """Version of a package; None where it is not installed, as what only figures need may be."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def record(preset: Preset, seconds: float, **details: object) -> dict[str, object]:
     """Provenance of one result.
 
@@ -187,6 +195,6 @@ def record(preset: Preset, seconds: float, **details: object) -> dict[str, objec
         "seconds": round(seconds, 2),
         "hardware": hardware(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         **details,
     }

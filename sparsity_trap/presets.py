@@ -71,8 +71,8 @@ def in_world(preset: Preset, name: str) -> Preset:
     """A preset with the sections and runs of one of its worlds, or repeated.
 
     A *repeat* has the preset's sections, and its runs that carry claims (all, where none is marked
-    so), with seeds from another number on (``seeds1000``) or trained with another number of threads
-    (``threads2``, for who starts it).
+    so), with seeds from another number on (``seeds1000``), or trained with another number of
+    threads (``threads2``) or on another processor (``gpu``), for which who starts it cares.
 
     Raises
     ------

@@ -41,7 +41,7 @@ LOSS_PAIRS = {"matched": ("D-matched", "E"), "linear": ("D-linear", "E-linear")}
 PUBLISHED_BIAS = {"softplus": 0.0, "exp": -3.0}
 
 #: World of a preset that is the preset itself once more; see `presets.in_world`.
-REPEAT = re.compile(r"(seeds|threads)(\d+)")
+REPEAT = re.compile(r"(seeds|threads)(\d+)|gpu")
 
 #: Presets, patients and arms name folders and files.
 NAME = r"[\w][\w.+-]{0,99}"

@@ -30,7 +30,7 @@ from sparsity_trap.decoders import Linear, build_decoder
 from sparsity_trap.encoders import dihedral
 from sparsity_trap.filterbank import FilterBank
 from sparsity_trap.settings import Training, UserError
-from sparsity_trap.trainer import EPS, LIKELIHOOD_LR, draw
+from sparsity_trap.trainer import EPS, LIKELIHOOD_LR, _cosine, draw
 
 #: The file of the tiles, in the folder that a user names.
 FILE = "p5_crc_2um_tiles.npz"
@@ -306,6 +306,7 @@ def train(tiles: Tiles, views: Views, fit: Fit) -> Trained:
     standard = (views.tokens - mean) / std.clamp(min=1e-6)
     order = torch.from_numpy(np.flatnonzero(chosen))
     steps = math.ceil(len(order) / settings.batch_size)
+    warmup, total = settings.warmup_epochs * steps, settings.epochs * steps
     decoder.train()
     for epoch in range(settings.epochs):
         tile, view = draw(order, VIEWS, 1000 * fit.seed + epoch)
@@ -314,7 +315,7 @@ def train(tiles: Tiles, views: Views, fit: Fit) -> Trained:
             loss = map_loss(decoder, objective, standard, views, tiles, *batch)
             loss.backward()
             nn.utils.clip_grad_norm_(decoder.parameters(), settings.clip)
-            now = settings.lr * _schedule(step, steps, settings)
+            now = settings.lr * _cosine(step, warmup, total)
             for group in optimiser.param_groups:
                 group["lr"] = now * group.get("faster", 1)
             optimiser.step()
@@ -382,14 +383,6 @@ def decode(decoder: nn.Module, tokens: Tensor, tile: Tensor, gene: Tensor) -> Te
     )
     eta = torch.baddbmm(bias, weight, tokens.flatten(2)[tile])
     return decoder.shuffle(eta.unflatten(2, tokens.shape[2:]))[:, 0]
-
-
-def _schedule(step: int, steps: int, settings: Training) -> float:
-    """Share of the learning rate at a step, of ``steps`` an epoch."""
-    warmup, total = settings.warmup_epochs * steps, settings.epochs * steps
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 # --- scores ---------------------------------------------------------------------------------------

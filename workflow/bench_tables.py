@@ -154,14 +154,14 @@ def training(bench: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-#: Benchmark -> its table and the make target that measures it.
 def stability(bench: dict) -> str:
     """Verdict of every claim on each set of runs, by preset."""
     lines = []
     for preset, found in bench.items():
         sets = list(next(iter(found["claims"].values()))["sets"])
         flips = ", ".join(f"*{found['claims'][key]['text']}*" for key in found["flips"])
-        about = f"**Preset `{preset}`**, {found['hardware']}, commit {found['commit']}."
+        machines = found["hardware"] + (f"; GPU: {found['gpu']}" if "gpu" in found else "")
+        about = f"**Preset `{preset}`**, {machines}, commit {found['commit']}."
         lines += [
             f"{about} From *supported* to *not supported* or back: {flips or 'none'}. Of "
             f"{found['compared']} values of other sets, {found['covered']} lie within the book's "
@@ -170,14 +170,16 @@ def stability(bench: dict) -> str:
             "|---" * (len(sets) + 1) + "|",
         ]
         for claim in found["claims"].values():
-            cells = [_verdict(claim["sets"][name]) for name in sets]
+            cells = [_verdict(claim["sets"].get(name)) for name in sets]
             lines.append(f"| {claim['text']} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _verdict(found: dict) -> str:
+def _verdict(found: dict | None) -> str:
     """Verdict, and the value where there is one."""
+    if found is None:
+        return "not judged"
     value = "" if found["value"] is None else f" ({found['value']:+.3f})".replace("-", "−")
     return found["verdict"] + value
 
@@ -202,11 +204,13 @@ def score(bench: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: Benchmark -> its table and the make target that measures it.
 TABLES = {
     "score": (score, "bench"),
     "ingest": (ingest, "bench"),
     "metrics": (metrics, "bench"),
     "training": (training, "bench-train"),
+    "training_gpu": (training, "bench-train"),
     "stability": (stability, "stability"),
 }
 

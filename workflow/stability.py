@@ -1,10 +1,12 @@
-"""Repeat the runs of a preset with other seeds and threads, and judge the claims on each.
+"""Repeat the runs of a preset with other seeds, threads and processor; judge the claims on each.
 
     python workflow/stability.py laptop
 
 Sets of runs: those of the book; the same arms with seeds that the book does not use; the same
-seeds with two threads, which add up numbers in another order. What is finished stays, so a stopped
-run goes on. Writes ``results/bench/stability.json`` and prints the verdicts.
+seeds with two threads, which add up numbers in another order; the same seeds on a GPU. All others
+are trained on the CPU. Without a GPU, its set is judged where ``results/<preset>/worlds/gpu`` of a
+machine with one has been brought, and otherwise left out. What is finished stays, so a stopped run
+goes on. Writes ``results/bench/stability.json`` and prints the verdicts.
 """
 
 from __future__ import annotations
@@ -19,24 +21,38 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from sparsity_trap.analysis.claims import read_ledgers
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.files import building, commit, hardware
 from sparsity_trap.progress import say
+from sparsity_trap.runs import read
 from sparsity_trap.settings import ROOT, Preset, UserError
 
+GPU = "GPU"
 #: Set of runs -> repeat of the preset, and threads of a run.
 SETS = {
     "book": ("", 1),
     "other seeds": ("seeds1000", 1),
     "two threads": ("threads2", 2),
+    GPU: ("gpu", 1),
 }
 FILE = ROOT / "results" / "bench" / "stability.json"
 WORKFLOW = Path(__file__).resolve().parent
 
 
-def run_set(preset: Preset, threads: int, cores: int) -> pd.DataFrame:
+def sets(name: str) -> dict[str, tuple[Preset, int]]:
+    """Set -> preset of its runs, and their threads; without a GPU, its set only if it is there."""
+    found = {
+        key: (open_preset(f"{name}/{repeat}".rstrip("/")), n) for key, (repeat, n) in SETS.items()
+    }
+    if not torch.cuda.is_available() and not found[GPU][0].folder.exists():
+        del found[GPU]
+    return found
+
+
+def run_set(preset: Preset, threads: int, cores: int, gpu: bool = False) -> pd.DataFrame:
     """Train what is missing of a set, judge the claims on it, and return the ledger."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
@@ -47,6 +63,8 @@ def run_set(preset: Preset, threads: int, cores: int) -> pd.DataFrame:
         "MALLOC_MMAP_THRESHOLD_": "4000000000",
         "PYTHONWARNINGS": "ignore",
     }
+    if not gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     given = [f"preset={preset.name}", "source=", "cohort="]
 
     def arm(name: str) -> None:
@@ -74,15 +92,15 @@ def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
 
     Returns
     -------
-    ``claims``: key -> text and, by set, verdict, value and interval. ``flips``: claims that are
-    supported on one set and not supported on another. ``covered`` and ``compared``: how many of the
-    other sets' values lie in the first set's interval for another value: its half-width times √2.
+    ``claims``: key -> text and, by set that it was judged on, verdict, value and interval.
+    ``flips``: claims that are supported on one set and not supported on another. ``covered`` and
+    ``compared``: how many of the other sets' values lie in the first set's interval for another
+    value: its half-width times √2.
     """
-    names = list(ledgers)
-    first = ledgers[names[0]].set_index("key")
+    judged = {name: ledger.set_index("key") for name, ledger in ledgers.items()}
     claims, flips, inside = {}, [], []
-    for key, row in first.iterrows():
-        found = {name: ledger.set_index("key").loc[key] for name, ledger in ledgers.items()}
+    for key, row in next(iter(judged.values())).iterrows():
+        found = {name: rows.loc[key] for name, rows in judged.items() if key in rows.index}
         columns = ["verdict", "value", "ci_low", "ci_high"]
         by_set = {
             name: {c: None if pd.isna(claim[c]) else claim[c] for c in columns}
@@ -92,7 +110,7 @@ def compare(ledgers: dict[str, pd.DataFrame]) -> dict:
         if {"supported", "not supported"} <= {claim["verdict"] for claim in found.values()}:
             flips.append(key)
         if np.isfinite(row["p"]):
-            for name in names[1:]:
+            for name in list(found)[1:]:
                 far = abs(found[name]["value"] - row["value"])
                 inside.append(far <= np.sqrt(2) * (row["ci_high"] - row["ci_low"]) / 2)
     covered = {"covered": int(np.sum(inside)), "compared": len(inside)}
@@ -105,12 +123,13 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     options = parser.parse_args()
     ledgers = {}
-    for name, (repeat, threads) in SETS.items():
-        preset = open_preset("/".join(filter(None, (options.preset, repeat))))
-        ledgers[name] = run_set(preset, threads, options.cores)
+    for name, (preset, threads) in sets(options.preset).items():
+        ledgers[name] = run_set(preset, threads, options.cores, gpu=name == GPU)
     found = compare(ledgers)
     seeds = sorted({run.seed for run in preset.all_runs()})
     about = {"commit": commit(), "hardware": hardware(), "seeds": len(seeds)}
+    if GPU in ledgers:
+        about["gpu"] = read(preset.run_dir(run := preset.all_runs()[0]), run).provenance["hardware"]
     saved = json.loads(FILE.read_text()) if FILE.exists() else {}
     with building(FILE) as partial:
         partial.write_text(json.dumps(saved | {options.preset: about | found}, indent=1) + "\n")

@@ -74,7 +74,7 @@ def of_preset(preset: Preset) -> dict[str, object]:
         "run.hardware": records[0]["hardware"],
         "panel.n_genes": len(runs.panel(preset)),
         "scale.patches": scaling.patches_per_section(),
-        "scale.reached": scaling.REACHED,
+        "scale.hardware": scaling.MEASURED["hardware"],
     }
     for name in ("simulation", "genes", "patches", "encoder", "decoder", "training"):
         if name != "simulation" or preset.source != "spaceranger":

@@ -40,7 +40,7 @@ FAMILIES = {
         "real counts",
         "12_tiles",
         mark="Real counts, one patient",
-        data="real counts of 73 tiles of patient P5: the scores in `results/real_tiles/`",
+        data="real counts of tiles of patient P5: the scores in `results/real_tiles/`",
     ),
     "printed": Family(
         "printed numbers",

@@ -62,6 +62,8 @@ def coverage(arms, weights=PAIR, repeats=200, truth=0.03, lost=(), **options) ->
         # On real tiles, which take the place of genes.
         ({"D": 5, "E": 5}, {"genes": 73, "run": 0.004, "gene": 0.1}),
         ({"D": 3, "E": 3}, {"genes": 73, "run": 0.02, "gene": 0.1}),
+        # In another world, beside the same arms at home.
+        ({"D": 2, "E": 2, "C": 5, "F": 5}, {}),
         # Arms that a preset runs once, beside some that it repeats.
         ({"D": 1, "E": 1, "C": 5, "F": 5}, {}),
         ({"D": 5, "E": 1}, {}),

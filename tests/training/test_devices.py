@@ -23,7 +23,6 @@ from small_runs import (  # noqa: F401 - a fixture
 
 from sparsity_trap import devices, training
 from sparsity_trap import settings as config
-from sparsity_trap.presets import load_preset
 from sparsity_trap.settings import Run, UserError
 
 
@@ -45,6 +44,7 @@ def test_processes_are_those_of_the_launcher(monkeypatch):
     assert devices._processes() == (4, 2)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
 @pytest.mark.slow
 def test_two_processes_learn_nearly_as_one(preset):
     """Each mean is over a process's own tissue; batches of 6 and of 3 patches per process."""
@@ -100,10 +100,3 @@ def test_single_precision_products_use_tf32_on_a_gpu(monkeypatch):
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def test_the_paper_trains_in_bfloat16_and_no_other_preset():
-    precisions = {
-        name: load_preset(name).training.precision for name in ("smoke", "laptop", "paper")
-    }
-    assert precisions == {"smoke": "float32", "laptop": "float32", "paper": "bfloat16"}

@@ -35,20 +35,22 @@ def ledger(*claims: tuple[str, float]) -> pd.DataFrame:
 def test_claims_that_change_sides_are_named_and_intervals_checked():
     sets = {
         "book": ledger(("supported", 0.3), ("supported", 0.2), ("undetermined", np.nan)),
+        "fewer": ledger(("supported", 0.3)),
         "other": ledger(("undetermined", 0.42), ("not supported", 0.0), ("supported", 0.3)),
     }
     found = stability.compare(sets)
     assert found["flips"] == ["c1"]
     # 0.12 apart is within 0.1 √2, 0.2 is not; a value that is not there lies in no interval
-    assert (found["covered"], found["compared"]) == (1, 3)
+    assert (found["covered"], found["compared"]) == (2, 4)
     assert found["claims"]["c2"]["sets"]["book"]["value"] is None
     table = bench_tables.stability({"laptop": found | {"hardware": "two cores", "commit": "abc"}})
-    assert "back: *Claim 1.*." in table and "1 lie within" in table
-    assert "| Claim 1. | supported (+0.200) | not supported (+0.000) |" in table
+    assert "back: *Claim 1.*." in table and "2 lie within" in table
+    assert "| Claim 1. | supported (+0.200) | not judged | not supported (+0.000) |" in table
 
 
 @pytest.mark.parametrize(
-    ("repeat", "seeds"), [("seeds1000", {1000, 1001, 1002}), ("threads2", {0, 1, 2})]
+    ("repeat", "seeds"),
+    [("seeds1000", {1000, 1001, 1002}), ("threads2", {0, 1, 2}), ("gpu", {0, 1, 2})],
 )
 def test_repeats_share_sections_and_nothing_else(repeat, seeds):
     preset, again = load_preset("smoke"), load_preset(f"smoke/{repeat}")

@@ -60,6 +60,7 @@ def test_book_and_results_exist(smoke_book):
     assert numbers["arm.E.runs"] == len(seeds) == 3
     assert numbers["arm.E.pcc_8um"] == pytest.approx(np.mean(means))
     assert numbers["cohort.sparsity.P5"] == pytest.approx(genes["sparsity"].mean(), abs=0.02)
+    assert not list(results.rglob("*.partial"))
     for table, rows in (("S1_genes", 50), ("S2_categories", 8), ("S3_quartiles", 4)):
         assert len(pd.read_csv(results / "tables" / f"{table}.csv")) == rows
 
