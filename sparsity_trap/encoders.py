@@ -439,7 +439,7 @@ def _images_at_once(encoder: nn.Module, device: torch.device, trial: int = 8) ->
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     # Larger batches than 256 only take memory: the matrix units are busy long before.
-    return int(min(max(free / 2 / taken, 1), 256))
+    return int(min(max(free / 2 / max(taken, 1), 1), 256))
 
 
 def _colour_jitter(settings: EncoderSettings) -> Callable[[Tensor], Tensor]:

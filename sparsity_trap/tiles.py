@@ -30,7 +30,7 @@ from sparsity_trap.decoders import Linear, build_decoder
 from sparsity_trap.encoders import dihedral
 from sparsity_trap.filterbank import FilterBank
 from sparsity_trap.settings import Training, UserError
-from sparsity_trap.trainer import EPS, LIKELIHOOD_LR, _cosine, draw
+from sparsity_trap.trainer import EPS, LIKELIHOOD_LR, cosine, draw
 
 #: The file of the tiles, in the folder that a user names.
 FILE = "p5_crc_2um_tiles.npz"
@@ -315,7 +315,7 @@ def train(tiles: Tiles, views: Views, fit: Fit) -> Trained:
             loss = map_loss(decoder, objective, standard, views, tiles, *batch)
             loss.backward()
             nn.utils.clip_grad_norm_(decoder.parameters(), settings.clip)
-            now = settings.lr * _cosine(step, warmup, total)
+            now = settings.lr * cosine(step, warmup, total)
             for group in optimiser.param_groups:
                 group["lr"] = now * group.get("faster", 1)
             optimiser.step()

@@ -136,7 +136,7 @@ class Trainer:
         """Learning rate after some steps: a warm-up, then half a cosine."""
         warmup = self.settings.warmup_epochs * self.steps
         total = self.settings.epochs * self.steps
-        return self.settings.lr * _cosine(step, warmup, total)
+        return self.settings.lr * cosine(step, warmup, total)
 
     def best_epoch(self) -> int:
         """First epoch with the lowest validation loss, counted from 1; 0 before the first."""
@@ -224,7 +224,8 @@ def best_epoch(history: Sequence[dict[str, float]]) -> int:
     return int(min(history, key=lambda record: record["validation_loss"])["epoch"])
 
 
-def _cosine(step: int, warmup: int, total: int) -> float:
+def cosine(step: int, warmup: int, total: int) -> float:
+    """Share of the full learning rate at a step: a linear warm-up, then half a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
