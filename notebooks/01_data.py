@@ -40,6 +40,7 @@ from sparsity_trap.data.image import open_image
 from sparsity_trap.quotes import Quotes
 from sparsity_trap.show import maps, style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = Quotes(settings, f"01_data_{patient}")
 store = runs.store(settings, patient)  # patches and tokens are computed where they are missing

@@ -39,6 +39,7 @@ from sparsity_trap.encoders import open_tokens
 from sparsity_trap.show import style, tables
 from sparsity_trap.training import training_mean
 
+style.use()
 chosen = runs.of_arm(settings, arm, test_patients, seeds)
 quote = runs.Quotes(settings, f"02_train_{arm}")
 

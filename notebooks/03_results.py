@@ -29,6 +29,7 @@ from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM, PUBLISHED_ARMS
 from sparsity_trap.show import curves, interactive, maps, style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "03_results")
 main = settings.main_patient

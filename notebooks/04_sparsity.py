@@ -29,6 +29,7 @@ from sparsity_trap.analysis.effects import LEAST_PAIRS, contrast, crossed_draws,
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM
 from sparsity_trap.show import interactive, style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "04_sparsity")
 

@@ -28,6 +28,7 @@ from sparsity_trap.data.patches import assemble
 from sparsity_trap.settings import MSE_ARM, POISSON_ARM, UserError
 from sparsity_trap.show import maps, style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 mse, poisson = runs.contrast(settings)  # a run of D and of E on the main patient
 table = gene_table(mse.genes, poisson.genes).set_index("gene")  # scores of these two

@@ -27,6 +27,7 @@ from sparsity_trap.bins import bin_mask, bin_sum
 from sparsity_trap.score.recalibrate import recalibration, recalibration_table
 from sparsity_trap.show import interactive, style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "06_controls")
 mse, poisson = runs.contrast(settings)  # arms D and E on the main patient

@@ -26,6 +26,7 @@ from sparsity_trap.analysis import controls, factorial, mechanism
 from sparsity_trap.analysis.effects import contrast
 from sparsity_trap.show import interactive, style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "07_factorial")
 results = runs.load_all(settings)

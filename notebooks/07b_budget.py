@@ -24,6 +24,7 @@ from sparsity_trap.analysis.effects import Effect, contrast
 from sparsity_trap.analysis.factorial import as_published
 from sparsity_trap.show import style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "07b_budget")
 results = runs.load_all(settings)

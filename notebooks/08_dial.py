@@ -27,6 +27,7 @@ from sparsity_trap.analysis.effects import contrast
 from sparsity_trap.bins import BIN_UM, bin_mask, bin_sum
 from sparsity_trap.show import interactive, style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "08_dial")
 results = runs.load_all(settings)

@@ -28,6 +28,7 @@ from sparsity_trap.analysis.factorial import as_published
 from sparsity_trap.show import style, tables
 from sparsity_trap.training import training_mean
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "08b_weight")
 results = runs.load_all(settings)

@@ -28,6 +28,7 @@ from sparsity_trap.presets import other_worlds
 from sparsity_trap.settings import LOSS_PAIRS
 from sparsity_trap.show import style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "08d_worlds")
 ledger = Ledger("worlds")

@@ -47,6 +47,7 @@ from sparsity_trap.settings import ROOT, Run
 from sparsity_trap.show import style, tables
 
 # %%
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 run = Run(arm=arm, test_patient=test_patient, seed=seed)
 folder = runs.run(settings, run)

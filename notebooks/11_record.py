@@ -38,6 +38,7 @@ from sparsity_trap.analysis.claims import WORTH, WORTH_RHO, Estimate, Least, Led
 from sparsity_trap.analysis.effects import Draws, Share, combined
 from sparsity_trap.show import style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "11_record")
 ledger = Ledger("printed")

@@ -38,6 +38,7 @@ from sparsity_trap.analysis.effects import Effect, combined, contrast
 from sparsity_trap.settings import ROOT
 from sparsity_trap.show import style, tables
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "12_tiles")
 ledger = Ledger("real")

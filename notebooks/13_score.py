@@ -44,6 +44,7 @@ from sparsity_trap.settings import MARKS, SOURCE_NAMES
 from sparsity_trap.show import style, tables
 from sparsity_trap.training import training_mean
 
+style.use()
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "13_score")
 mse, poisson = runs.contrast(settings)  # arms D and E on the main patient

@@ -79,7 +79,9 @@ def write(
     folder, mark = Path(folder), mark or str(found.about.get("mark", ""))
     table = found.to_dataframe()
     genes = gene_table(found)
-    values = {
+    with style.used():
+        drawings = {"maps": _map_rows(found, picture, upright, mark), "curve": _curve(found, mark)}
+    values = drawings | {
         "name": Path(str(found.about["name"])).name or str(found.about["name"]),
         "mark": mark,
         "facts": _facts(found),
@@ -87,10 +89,8 @@ def write(
         "verdict": found.verdict,
         "oracle": ORACLE in found.scores,
         "nulls": _html(null_table(found), marked={MODEL: "model"}),
-        "maps": _map_rows(found, picture, upright, mark),
         "protocols": _protocols(found),
         "definitions": [PROTOCOLS[name] for name in found.protocols[MODEL]],
-        "curve": _curve(found, mark),
         "recalibration": None,
         "recalibration_text": "",
         "comparison": _comparison(comparison or {}),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sparsity_trap import losses
 from sparsity_trap.show.page import render
-from sparsity_trap.show.style import MSE_COLOUR, POISSON_COLOUR, own_settings
+from sparsity_trap.show.style import MSE_COLOUR, POISSON_COLOUR, used
 
 _LOSSES = {
     "mse": ("MSE", MSE_COLOUR),
@@ -68,7 +68,7 @@ def _loss(name: str, rate: torch.Tensor, log_rate: torch.Tensor, count: float) -
 
 def _picture(count: float) -> str:
     """The two plots at one count as SVG in base 64, for readers without scripts."""
-    with own_settings(), matplotlib.rc_context({"svg.fonttype": "none"}):  # letters, not outlines
+    with used(), matplotlib.rc_context({"svg.fonttype": "none"}):  # letters, not outlines
         return _drawn(count)
 
 

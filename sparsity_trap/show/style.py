@@ -1,20 +1,18 @@
 """What every exhibit shares: colours, the mark of simulated data, and a figure that shows itself.
 
 Still pictures are matplotlib, interactive ones plotly. Categories and arms keep their colours
-everywhere (Okabe-Ito palette, safe for colour-blind readers). The style belongs to the exhibits:
-importing this module leaves matplotlib's settings as they are.
+everywhere (Okabe-Ito palette, safe for colour-blind readers). Importing this module leaves
+matplotlib's settings as they are; a notebook asks for the style with `use`.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -48,81 +46,36 @@ SCORE_MAP = matplotlib.colormaps["cividis"].with_extremes(bad="#EDEDED")
 
 #: Gene names that fit below an axis.
 _NAMES = 80
-_STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "xtick.major.width": 0.8,
-    "ytick.major.width": 0.8,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
+#: What exhibits look like, for `matplotlib.style`: its own settings, none of the reader's
+#: matplotlibrc, and ours.
+STYLE: list[Any] = [
+    "default",
+    {
+        "figure.dpi": 110,
+        "savefig.dpi": 160,
+        "font.family": "DejaVu Sans",
+        "font.size": 8.5,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "xtick.major.width": 0.8,
+        "ytick.major.width": 0.8,
+        "legend.frameon": False,
+    },
+]
 
 
-#: Settings of this session rather than of a figure's look.
-_OF_THE_SESSION = (
-    "backend", "date.epoch", "docstring", "interactive", "savefig.directory", "timezone", "tk.",
-    "toolbar", "webagg",
-)  # fmt: skip
-#: What figures look like: matplotlib's own settings, none of the reader's matplotlibrc, and ours.
-_SETTINGS = {
-    key: value
-    for key, value in dict.items(matplotlib.rcParamsDefault)
-    if not key.startswith(_OF_THE_SESSION)
-} | dict(matplotlib.RcParams(_STYLE).items())
-_inside = False
+def use() -> None:
+    """Draw as exhibits do from here on, whatever a matplotlibrc says: once in each notebook."""
+    matplotlib.style.use(STYLE)
 
 
-@contextmanager
-def own_settings() -> Iterator[None]:
-    """Within it, matplotlib's settings are those of exhibits, and afterwards what they were."""
-    global _inside
-    if _inside:
-        yield
-        return
-    # As plain dictionaries: methods of axes are called often, and each value would be checked.
-    before = dict.copy(matplotlib.rcParams)
-    _inside = True
-    dict.update(matplotlib.rcParams, _SETTINGS)
-    try:
-        yield
-    finally:
-        dict.update(matplotlib.rcParams, before)
-        _inside = False
+def used() -> AbstractContextManager[None]:
+    """The same within a ``with`` alone, where a figure is drawn in somebody else's program."""
+    return matplotlib.style.context(STYLE)
 
 
-def _styled(parent: type):
-    """Class decorator: the parent's methods read our settings in place of matplotlib's."""
-
-    def wrap(method: Callable) -> Callable:
-        @functools.wraps(method)
-        def call(*args, **options):
-            with own_settings():
-                return method(*args, **options)
-
-        return call
-
-    def decorate(child: type) -> type:
-        for name in ("__init__", *(name for name in dir(parent) if not name.startswith("_"))):
-            method = inspect.getattr_static(parent, name)
-            if inspect.isfunction(method) and name not in vars(child):
-                setattr(child, name, wrap(method))
-        return child
-
-    return decorate
-
-
-@_styled(Axes)
-class _ExhibitAxes(Axes):
-    """Axes of an exhibit."""
-
-
-@_styled(Figure)
 class Exhibit(Figure):
     """A figure that notebooks show by itself, whatever the backend, and once.
 
@@ -137,11 +90,8 @@ class Exhibit(Figure):
     data: pd.DataFrame | None = None
     tissue: bool = False
 
-    def add_subplot(self, *args, **options) -> Axes:
-        axes = super().add_subplot(*args, **({"axes_class": _ExhibitAxes} | options))
-        # Ticks are made when they are first needed, with the settings of that moment.
-        axes.tick_params(labelsize=_STYLE["font.size"], width=_STYLE["xtick.major.width"])
-        return axes
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"layout": "constrained"} | options))
 
     def _repr_png_(self) -> bytes | None:
         if self.tissue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparsity_trap.settings import ROOT
 from sparsity_trap.show import style
 
 IMPORT = """
@@ -27,15 +29,29 @@ def test_style_stays_with_the_exhibits():
 
 
 def test_what_is_made_later_has_the_style():
-    figure, axis = style.subplots(figsize=(2, 2))
-    axis.plot([0, 1], label="a")
-    axis.set_xticks([0, 1], ["a", "b"])
-    texts = [axis.text(0, 0, "a"), axis.annotate("a", (0, 0)), *axis.get_xticklabels()]
-    assert {text.get_fontsize() for text in texts} == {8.5}
-    assert axis.set_title("a").get_fontsize() == 9
-    assert not axis.legend().get_frame_on()
+    with style.used():
+        figure, axis = style.subplots(figsize=(2, 2))
+        axis.plot([0, 1], label="a")
+        axis.set_xticks([0, 1], ["a", "b"])
+        texts = [axis.text(0, 0, "a"), axis.annotate("a", (0, 0)), *axis.get_xticklabels()]
+        assert {text.get_fontsize() for text in texts} == {8.5}
+        assert axis.set_title("a").get_fontsize() == 9
+        assert not axis.legend().get_frame_on()
+        assert figure.colorbar(axis.scatter([0], [0], c=[0])).ax.yaxis.label.get_fontsize() == 8.5
     assert matplotlib.rcParams["legend.frameon"]
-    assert figure.colorbar(axis.scatter([0], [0], c=[0])).ax.yaxis.label.get_fontsize() == 8.5
+
+
+def test_axes_are_those_of_matplotlib():
+    _, axes = style.subplots(1, 2, figsize=(2, 2), sharey=True)
+    axes[0].set_box_aspect(1)
+    assert {type(axis) for axis in axes} == {matplotlib.axes.Axes}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)
+def test_notebooks_that_draw_ask_for_the_style(script):
+    lines = script.read_text().splitlines()
+    drawn = [i for i, line in enumerate(lines) if re.search(r"\b(style|curves)\.\w+\(", line)]
+    assert not drawn or lines[drawn[0]] == "style.use()"
 
 
 #: What a reader may have in a matplotlibrc.
@@ -48,6 +64,7 @@ READERS = {
 
 def test_settings_of_the_reader_do_not_show():
     def drawn() -> bytes:
+        style.use()
         figure, (left, right) = style.subplots(1, 2, figsize=(3, 1.5))
         figure.colorbar(left.imshow(np.arange(12).reshape(3, 4)), ax=left, label="UMI (%)")
         right.hist([1, 2, 4])
@@ -59,10 +76,10 @@ def test_settings_of_the_reader_do_not_show():
         style.mark(figure, "simulated").savefig(buffer, format="png")
         return buffer.getvalue()
 
-    plain = drawn()
+    with matplotlib.rc_context():
+        plain = drawn()
     with matplotlib.rc_context(READERS):
         assert drawn() == plain
-        assert {key: matplotlib.rcParams[key] for key in READERS} == READERS
 
 
 @pytest.mark.parametrize(
