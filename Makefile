@@ -15,11 +15,13 @@ TILES ?= $(or $(value SPARSITY_TRAP_TILES),$(firstword $(wildcard data/p5_crc_2u
 PATIENTS ?=
 # Where `make serve` listens, on this machine only; 0 takes a free port.
 PORT ?= 8000
-# What `make score` reads and writes.
+# What `make score` reads and writes; with CELLS=own, or a table of bin and cell, whole cells too.
 PRED ?=
 SECTION ?=
 UNITS ?=
 OUT ?=
+CELLS ?=
+CELL_TYPES ?=
 # More options of JupyterLab, such as LAB=--no-browser.
 LAB ?=
 comma := ,
@@ -27,14 +29,16 @@ hash := \#
 
 # What was typed arrives: make would take a $ in it for a variable, the shell would run it as text.
 # So values become plain here and reach recipes through the environment, as "$$COHORT".
-TYPED := $(foreach name,PRESET SOURCE COHORT PROFILE PYTHON LABELS CORES TILES PATIENTS PORT LAB GPUS,$(if \
-	$(filter command environment,$(origin $(name))),$(name)))
+TYPED := $(foreach name,PRESET SOURCE COHORT PROFILE PYTHON LABELS CORES TILES PATIENTS PORT LAB GPUS PRED SECTION UNITS \
+	OUT CELLS CELL_TYPES,$(if $(filter command environment,$(origin $(name))),$(name)))
 $(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
-export PRESET SOURCE COHORT PROFILE PYTHON TILES PATIENTS LAB
+export PRESET SOURCE COHORT PROFILE PYTHON TILES PATIENTS LAB PRED SECTION UNITS OUT CELLS CELL_TYPES
 digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst \
 	9,,$(1)))))))))))
 $(foreach name,$(filter CORES GPUS PORT,$(TYPED)),$(if $(or $(call digits,$($(name))),$(filter-out \
 	1,$(words $($(name))))),$(error $(name) must be a whole number, not '$($(name))')))
+$(foreach name,PRESET SOURCE,$(if $(filter $(hash)%,$(firstword $($(name)))),$(error $(name) begins \
+	with a $(hash), as no name of one does: choose among those that `make help` lists)))
 $(if $(findstring :,$(CURDIR)),$(error The path of this checkout holds a colon, at which Python would cut it in \
 	two: move the checkout to a folder without))
 # The GPUs that CUDA_VISIBLE_DEVICES names, or all of this machine.
@@ -147,11 +151,12 @@ doctor: $(STAMP)  ## check environment, sections, weights and disk; say how to m
 download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS; with TILES=1 the real tiles
 	@set -f; $(BIN)/python workflow/download.py $(if $(filter 1,$(TILES)),--tiles data/p5_crc_2um_tiles,-- $$PATIENTS)
 
-# Files in PRED are separated by spaces; a name with a space in it needs the command itself.
-score: $(STAMP)  ## score predictions: PRED=file(s) SECTION=outs or store [UNITS=counts] [OUT=folder]
-	@test -n '$(PRED)' -a -n '$(SECTION)' || { echo "error: say what to score: make score PRED=predictions.h5ad SECTION=outs UNITS=counts"; exit 1; }
-	@$(BIN)/python -m sparsity_trap.score $(foreach file,$(PRED),'$(file)') --section '$(SECTION)' \
-		$(if $(UNITS),--units '$(UNITS)') $(if $(OUT),--out '$(OUT)')
+# Several files in PRED have spaces between them; where one has a space in its name, call the command.
+score: $(STAMP)  ## score predictions: PRED=file(s) SECTION=outs or store [UNITS=counts] [CELLS=own] [OUT=folder]
+	@test -n "$$PRED" -a -n "$$SECTION" || { echo "error: say what to score: make score PRED=predictions.h5ad SECTION=outs UNITS=counts"; exit 1; }
+	@set -f; if test -e "$$PRED"; then set -- "$$PRED"; else set -- $$PRED; fi; \
+		$(BIN)/python -m sparsity_trap.score --section="$$SECTION" $${UNITS:+--units="$$UNITS"} $${OUT:+--out="$$OUT"} \
+		$${CELLS:+--cells="$$CELLS"} $${CELL_TYPES:+--cell-types="$$CELL_TYPES"} -- "$$@"
 
 tiles: $(STAMP)  ## train on the real tiles in TILES, on the CPU; writes results/real_tiles
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=4000000000 \

@@ -74,7 +74,7 @@ def cell_table(
         )
     of_bin = cells.of_bin.ravel()
     parts = [of_bin[layout.bins(i, 1)] for i in range(len(layout.origin))]
-    number, obs = _kept(cells, parts, f"in the patches of section {layout.name}")
+    number, obs = kept(cells, parts, f"in the patches of section {layout.name}")
     column, var = chosen(panel, genes)
     if number.size * len(var) > MAX_VALUES:
         raise UserError(
@@ -83,7 +83,7 @@ def cell_table(
         )
     at = np.flatnonzero(of_bin >= 0)
     pixels = layout.pixels(*np.divmod(at, cells.of_bin.shape[1]), 1)
-    centre = _centres(cells, of_bin[at], pixels, layout.microns_per_pixel)
+    centre = centres(cells, of_bin[at], pixels, layout.microns_per_pixel)
     del at, pixels
     values, counts = sums(layout, rates, parts, number, column, list(var.index))
     diameter = 2 * BIN_UM * np.sqrt(obs["bins"].median() / np.pi)
@@ -130,7 +130,7 @@ def sum_bins(table: AnnData, cells: Cells) -> AnnData:
             "give predictions at 2 µm"
         )
     own = cells.of_bin[row, col]
-    number, obs = _kept(cells, [own], "in the table of bins")
+    number, obs = kept(cells, [own], "in the table of bins")
     place = np.full(len(cells.names) + 1, -1)
     place[number] = np.arange(len(number))
     held = np.flatnonzero(place[own] >= 0)
@@ -143,11 +143,11 @@ def sum_bins(table: AnnData, cells: Cells) -> AnnData:
     known = own >= 0
     pixels = np.asarray(table.obsm["spatial"], float) if "spatial" in table.obsm else None
     if pixels is not None:
-        adata.obsm["spatial"] = _centres(cells, own[known], pixels[known])[number]
+        adata.obsm["spatial"] = centres(cells, own[known], pixels[known])[number]
     return adata
 
 
-def _kept(cells: Cells, parts: Sequence[np.ndarray], where: str) -> tuple[np.ndarray, pd.DataFrame]:
+def kept(cells: Cells, parts: Sequence[np.ndarray], where: str) -> tuple[np.ndarray, pd.DataFrame]:
     """Numbers of the cells of which more than half is held, and what the table says of them.
 
     ``parts`` are the cells of the bins that are held, -1 where there is none.
@@ -169,7 +169,7 @@ def _kept(cells: Cells, parts: Sequence[np.ndarray], where: str) -> tuple[np.nda
     return number, obs
 
 
-def _centres(
+def centres(
     cells: Cells, who: np.ndarray, pixels: np.ndarray, microns_per_pixel: float | None = None
 ) -> np.ndarray:
     """Centre of each cell, pixel x and y: of its polygon or, without one, of its bins.

@@ -6,7 +6,6 @@ turned against the counts, bins that were never measured.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.data.alignment import AS_PLACED, follow
 from sparsity_trap.data.geometry import GridFit, coarse_fit
 from sparsity_trap.data.image import check_scale, check_stain, open_image
-from sparsity_trap.data.spaceranger import POSITIONS, SCALES, SPATIAL, Slide
+from sparsity_trap.data.spaceranger import POSITIONS, SPATIAL, Slide, read_scales
 from sparsity_trap.data.tissue import Tissue, read_tissue
 from sparsity_trap.settings import UserError
 
@@ -152,7 +151,7 @@ def _size_of_copy(outs: Path) -> tuple[np.ndarray, float] | None:
     from PIL import Image
 
     try:
-        scale = float(json.loads((outs / SCALES).read_text())["tissue_hires_scalef"])
+        scale = read_scales(outs)["tissue_hires_scalef"]
         with Image.open(outs / SPATIAL / "tissue_hires_image.png") as picture:
             # The copy's size is rounded to whole pixels, each of which is many of the original.
             return np.array(picture.size[::-1]) / scale, 2 / scale

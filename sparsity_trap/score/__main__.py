@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sparsity_trap.data.cells import Cells
 from sparsity_trap.evaluation.evaluate import UNITS
 from sparsity_trap.evaluation.result import Evaluation
 from sparsity_trap.score import report
+from sparsity_trap.score.cells import OWN, cell_sums, cells_of
 from sparsity_trap.score.compare import differences, summary
 from sparsity_trap.score.pairing import Pairing, pair
 from sparsity_trap.score.recalibrate import recalibration
@@ -26,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     cards = options.predictions if twice else names
     evaluated: dict[str, Evaluation] = {}
     pairings: dict[str, Pairing] = {}
+    cells = None
     for card, path in zip(cards, options.predictions, strict=True):
         print(f"scoring {path} ...", flush=True)
         found = pair(
@@ -33,21 +36,24 @@ def main(arguments: list[str] | None = None) -> None:
             genes=_names(options.genes), table=options.table,
         )  # fmt: skip
         pairings[card] = found
+        if options.cells:  # whatever is wrong with them is said before the minutes that follow
+            cells = cells_of(found, options.cells, options.cell_types)
         evaluated[card] = found.evaluate(_training_mean(options.train_mean, found.genes))
     for i, (card, found) in enumerate(pairings.items()):
         folder = Path(options.out) if len(pairings) == 1 else Path(options.out) / f"{i + 1}"
-        page = _write(folder, found, evaluated, card)
+        page = _write(folder, found, evaluated, card, cells)
         print(f"\n{card}")
         for sentence in evaluated[card].findings + evaluated[card].verdict:
             print(f"  - {sentence}")
         print(f"  the report card: {page}")
 
 
-def _write(folder: Path, found: Pairing, evaluated: dict[str, Evaluation], card: str) -> Path:
+def _write(
+    folder: Path, found: Pairing, evaluated: dict[str, Evaluation], card: str, cells: Cells | None
+) -> Path:
     """The card of one file, with its differences to the others."""
     evaluation, recalibrated = evaluated[card], None
-    fine = found.bin_um == 2 and found.units in ("counts", "log1p counts")
-    if fine and evaluation.about["patches"] > 1:
+    if found.summable and evaluation.about["patches"] > 1:
         recalibrated = recalibration(found.rates, found.genes)
     comparison = None
     others = {name: other for name, other in evaluated.items() if name != card}
@@ -70,6 +76,7 @@ def _write(folder: Path, found: Pairing, evaluated: dict[str, Evaluation], card:
         upright=found.section.upright,
         recalibrated=recalibrated,
         comparison=comparison,
+        cells=None if cells is None else cell_sums(found, cells),
     )
 
 
@@ -90,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bin-um", type=float, help="width of bins, where barcodes do not say")
     parser.add_argument("--genes", default="", help="symbols with commas between, or a file")
     parser.add_argument("--table", default="", help="of a SpatialData with several")
+    parser.add_argument(
+        "--cells", default="", metavar="TABLE",
+        help=f"score whole cells too: '{OWN}', those of Space Ranger, or a table of bin and cell",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cell-types", default="", metavar="TABLE", help="of cell_id and cell_type"
+    )
     parser.add_argument(
         "--train-mean", help="table with columns gene and mean: count per bin in training"
     )

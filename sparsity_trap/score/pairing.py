@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsity_trap.bins import PATCH_BINS
+from sparsity_trap.bins import BIN_UM, PATCH_BINS
 from sparsity_trap.evaluation.evaluate import UNITS, evaluate
 from sparsity_trap.evaluation.result import Evaluation
 from sparsity_trap.score import predictions
@@ -76,6 +76,11 @@ class Pairing:
     def coverage(self) -> float:
         """Share of the section's tissue bins, in patches and around, that is predicted."""
         return self.predicted / max(self.tissue, 1)
+
+    @property
+    def summable(self) -> bool:
+        """Whether these are counts of 2 µm bins, which may be rescaled and summed."""
+        return self.bin_um == BIN_UM and self.units in ("counts", "log1p counts")
 
     def patches(self) -> Iterator[Patch]:
         """Counts, prediction, bins in tissue and predicted, and true rate, of each patch.

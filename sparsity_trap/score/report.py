@@ -1,46 +1,40 @@
 """The report card: one page that needs no other file, with its numbers beside it.
 
 ``index.html``, ``scores.csv`` (every score of every set of maps and gene) and ``card.json`` (what
-the page says). The page holds its pictures, works without a network and without scripts, where only
-sorting is lost.
+the page says); of whole cells also ``cells.h5ad``, ``cells_genes.csv`` and ``cells.csv``. The page
+holds its pictures, works without a network and without scripts, where only sorting is lost.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from sparsity_trap import __version__
+from sparsity_trap.cells import score_cells, score_genes
 from sparsity_trap.evaluation.protocols import PROTOCOLS, mean_of
 from sparsity_trap.evaluation.result import INFORMED, MODEL, ORACLE, Evaluation
 from sparsity_trap.evaluation.verdict import beaten_under, blind_nulls
 from sparsity_trap.files import building, commit
 from sparsity_trap.quotes import plain
+from sparsity_trap.score.cells import type_table
+from sparsity_trap.score.drawings import curve, map_rows
 from sparsity_trap.score.recalibrate import WAYS, recalibration_table
-from sparsity_trap.show import maps, style, tables
+from sparsity_trap.show import style, tables
 from sparsity_trap.show.page import render
-from sparsity_trap.show.style import Exhibit
 
-_PATCH_UM = 256
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: Kinds of score in the table of nulls, those of the own and the larger bins alone.
 _SHOWN = ("pcc", "spearman", "ssim", "auprc", "d2", "deviance", "mse", "calibration")
-
-
-class Picture(NamedTuple):
-    """A drawing in the page itself."""
-
-    uri: str
-    alt: str
-    caption: str
 
 
 def write(
@@ -51,6 +45,7 @@ def write(
     upright: Callable[[np.ndarray], np.ndarray] = lambda maps: maps,
     recalibrated: pd.DataFrame | None = None,
     comparison: Mapping[str, Any] | None = None,
+    cells: AnnData | None = None,
     mark: str = "",
 ) -> Path:
     """Write the report card of an evaluation.
@@ -69,6 +64,8 @@ def write(
         From `recalibrate.recalibration`.
     comparison
         ``summary`` from `compare.summary`, and ``differences`` by the other's name.
+    cells
+        From `score.cells.cell_sums`.
     mark
         What sets the data apart, such as that they are simulated.
 
@@ -77,13 +74,41 @@ def write(
     Path of the page.
     """
     folder, mark = Path(folder), mark or str(found.about.get("mark", ""))
-    table = found.to_dataframe()
     genes = gene_table(found)
+    files = {"scores.csv": found.to_dataframe()}
+    means: dict[str, pd.DataFrame] = {}
+    if recalibrated is not None:
+        means["recalibration"] = recalibration_table(recalibrated)
+    if cells is not None:
+        files |= {
+            "cells_genes.csv": score_genes(cells),
+            "cells.csv": score_cells(cells).reset_index(),
+        }
+        means["cells"] = type_table(files["cells_genes.csv"])
+    values = _values(found, genes, means, comparison or {}) | {"mark": mark}
     with style.used():
-        drawings = {"maps": _map_rows(found, picture, upright, mark), "curve": _curve(found, mark)}
-    values = drawings | {
+        values |= {"maps": map_rows(found, picture, upright, mark), "curve": curve(found, mark)}
+    card = _card(found, genes, means, comparison or {})
+    with building(folder) as partial:
+        partial.mkdir()
+        (partial / "index.html").write_text(render("report_card.html", **values), encoding="utf-8")
+        (partial / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False))
+        for name, table in files.items():
+            table.to_csv(partial / name, index=False, float_format="%.6g")
+        if cells is not None:
+            cells.write_h5ad(partial / "cells.h5ad")
+    return folder / "index.html"
+
+
+def _values(
+    found: Evaluation,
+    genes: pd.DataFrame,
+    means: Mapping[str, pd.DataFrame],
+    comparison: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the page's template takes, but for the drawings."""
+    return {
         "name": Path(str(found.about["name"])).name or str(found.about["name"]),
-        "mark": mark,
         "facts": _facts(found),
         "findings": found.findings,
         "verdict": found.verdict,
@@ -91,23 +116,14 @@ def write(
         "nulls": _html(null_table(found), marked={MODEL: "model"}),
         "protocols": _protocols(found),
         "definitions": [PROTOCOLS[name] for name in found.protocols[MODEL]],
-        "recalibration": None,
-        "recalibration_text": "",
-        "comparison": _comparison(comparison or {}),
+        "recalibration": _html(means["recalibration"]) if "recalibration" in means else None,
+        "recalibration_text": _level_text(means),
+        "cells": _html(means["cells"]) if "cells" in means else None,
+        "comparison": _comparison(comparison),
         "genes": _html(genes, index=False, sortable=True),
         "made": _made(found),
         "missing": ", ".join(found.about.get("missing", [])),
     }
-    if recalibrated is not None:
-        means = recalibration_table(recalibrated)
-        values |= {"recalibration": _html(means), "recalibration_text": _level_text(means)}
-    with building(folder) as partial:
-        partial.mkdir()
-        (partial / "index.html").write_text(render("report_card.html", **values), encoding="utf-8")
-        table.to_csv(partial / "scores.csv", index=False, float_format="%.6g")
-        card = _card(found, genes, values, recalibrated, comparison)
-        (partial / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False))
-    return folder / "index.html"
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -153,8 +169,10 @@ def gene_table(found: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(columns).sort_values(main, ascending=False, na_position="last")
 
 
-def _level_text(means: pd.DataFrame) -> str:
-    before, factor, increasing = (means.loc[way] for way in WAYS)
+def _level_text(means: Mapping[str, pd.DataFrame]) -> str:
+    if "recalibration" not in means:
+        return ""
+    before, factor, increasing = (means["recalibration"].loc[way] for way in WAYS)
     return (
         "Rescaled on every other patch, scored on the rest, mean over genes. A factor per gene "
         f"takes D² from {before['d2']:.3f} to {factor['d2']:.3f} and SSIM from "
@@ -222,98 +240,6 @@ def _comparison(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-# --- drawings -------------------------------------------------------------------------------------
-
-
-def _map_rows(
-    found: Evaluation,
-    picture: Callable[[int], np.ndarray] | None,
-    upright: Callable[[np.ndarray], np.ndarray],
-    mark: str,
-) -> Picture | None:
-    """Best, median and worst gene, each in the kept patch with most of its counts."""
-    score = found.scores[MODEL][found.main]
-    order = [g for g in np.argsort(-score) if not np.isnan(score[g])]
-    if not order or not found.examples:
-        return None
-    chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
-    columns = 3 if picture else 2
-    figure, axes = style.subplots(
-        len(chosen), columns, figsize=(2.6 * columns, 2.4 * len(chosen)), tissue=True, squeeze=False
-    )
-    for row, g in zip(axes, chosen, strict=True):
-        example = max(found.examples, key=lambda own: own.counts[g].sum())
-        counts, rate, mask = (
-            upright(x) for x in (example.counts[g], example.rate[g], example.mask)
-        )
-        if found.about["units"] not in ("counts", "log1p counts"):
-            rate = _on_scale(rate, counts, mask)
-        if picture:
-            image = picture(example.number)
-            pixel = _PATCH_UM / image.shape[0]
-            maps.panel_row(row, image, [counts, rate], mask, found.genes[g], pixel, 50)
-        else:
-            maps.map_row(row, [counts, rate], mask, found.genes[g])
-        row[-1].set_xlabel(f"PCC {score[g]:.3f}", fontsize=8)
-    titles = (["H&E"] if picture else []) + ["counts", "prediction"]
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
-    names = ", ".join(found.genes[g] for g in chosen)
-    caption = (
-        f"Best, median and worst gene by PCC ({names}), each in that of "
-        f"{len(found.examples)} patches, drawn at random, which holds most of its counts."
-    )
-    if found.about["units"] not in ("counts", "log1p counts"):
-        caption += " Predictions are stretched to the range of the counts."
-    if mark:
-        style.stamp(figure, mark)
-    return _drawn(figure, f"H&E, counts and prediction of {names}", caption)
-
-
-def _on_scale(rate: np.ndarray, counts: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A map of another unit, stretched to the range of the counts."""
-    if not mask.any():
-        return rate
-    low, high = np.percentile(rate[mask], [0.5, 99.5])
-    top = max(1.0, np.percentile(counts[mask], 99.5))
-    return (rate - low) / (high - low if high > low else 1) * top
-
-
-def _curve(found: Evaluation, mark: str) -> Picture | None:
-    """Mean count against mean rate of larger bins, by half octaves of the rate."""
-    bins, rates, counts = found.curve
-    enough = (bins >= 50) & (rates > 0)
-    if not enough.any():
-        return None
-    x, y, n = rates[enough] / bins[enough], counts[enough] / bins[enough], bins[enough]
-    figure, axis = style.subplots(figsize=(4.4, 3.4))
-    seen = y > 0
-    # Two standard errors of a mean of Poisson counts, at least.
-    error = 2 * np.sqrt(y[seen] / n[seen])
-    axis.errorbar(x[seen], y[seen], error.clip(max=0.99 * y[seen]), fmt="o", ms=3.5, lw=0.8,
-                  color=style.POISSON_COLOUR)  # fmt: skip
-    ends = [min(x.min(), y[seen].min(initial=np.inf)), max(x.max(), y.max())]
-    axis.plot(ends, ends, color="#9A9A9A", lw=0.8, zorder=0)
-    wide = f"{found.about['wide_um']:g} µm"
-    axis.set(xscale="log", yscale="log", xlabel=f"predicted per {wide} bin",
-             ylabel=f"counted per {wide} bin")  # fmt: skip
-    if mark:
-        style.stamp(figure, mark)
-    return _drawn(
-        figure,
-        "Mean count against mean prediction, on logarithmic axes, with the diagonal",
-        "Calibration: bins of all genes by their prediction, and what was counted in them. On the "
-        "grey line levels are right. Bars: two Poisson standard errors.",
-    )
-
-
-def _drawn(figure: Exhibit, alt: str, caption: str) -> Picture:
-    kind, data = ("jpeg", figure._repr_jpeg_()) if figure.tissue else ("png", figure._repr_png_())
-    return Picture(
-        f"data:image/{kind};base64,{base64.b64encode(data or b'').decode()}", alt, caption
-    )
-
-
 # --- words ----------------------------------------------------------------------------------------
 
 
@@ -346,29 +272,29 @@ def _made(found: Evaluation) -> dict[str, str]:
 def _card(
     found: Evaluation,
     genes: pd.DataFrame,
-    values: Mapping[str, Any],
-    recalibrated: pd.DataFrame | None,
-    comparison: Mapping[str, Any] | None,
+    means: Mapping[str, pd.DataFrame],
+    comparison: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the page says, as JSON."""
     about = {k: v if isinstance(v, (str, list)) else plain(v) for k, v in found.about.items()}
-    means = null_table(found)
     card: dict[str, Any] = {
         "about": about,
         "findings": list(found.findings),
         "verdict": list(found.verdict),
-        "means": {row: _plain(own) for row, own in means.to_dict("index").items()},
+        "means": _rows(null_table(found)),
         "protocols": {of: _plain(own) for of, own in found.protocols.items()},
         "beaten_under": beaten_under(found.protocols),
         "genes": [_plain(row) for row in genes.to_dict("records")],
-        "made": values["made"],
+        "made": _made(found),
     }
-    if recalibrated is not None:
-        table = recalibration_table(recalibrated)
-        card["recalibration"] = {k: _plain(v) for k, v in table.to_dict("index").items()}
+    card |= {name: _rows(table) for name, table in means.items()}
     if comparison:
         card["comparison"] = [_plain(row) for row in comparison["summary"].to_dict("records")]
     return card
+
+
+def _rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {str(name): _plain(row) for name, row in table.to_dict("index").items()}
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:

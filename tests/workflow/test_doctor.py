@@ -22,6 +22,7 @@ from sparsity_trap.settings import Genes, UserError
 
 sys.path.append(str(ROOT / "workflow"))
 import doctor  # noqa: E402 - a script beside the module
+import doctor_sections  # noqa: E402
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_every_fault_has_its_row(folder):
 def rows_of(folder, mask=None, **options):
     """Rows of a section of 12 x 16 bins of one gene."""
     write_section(folder / "outs", 3, genes=["ACTB"], **options)
-    return list(doctor.section("P3", Section(outs=folder / "outs", mask=mask)))
+    return list(doctor_sections.section("P3", Section(outs=folder / "outs", mask=mask)))
 
 
 def test_an_image_too_coarse_for_the_bins(tmp_path):
@@ -168,7 +169,7 @@ def test_counts_that_do_not_follow_the_image(tmp_path):
         tmp_path / "outs", rng.poisson(0.3, (1, 130, 130)), ["ACTB"], y=1.0 * rows, x=1.0 * cols,
         image=image, microns_per_pixel=1.0,
     )  # fmt: skip
-    (row,) = of(doctor.section("P1", Section(outs=outs)), "P1 placement")
+    (row,) = of(doctor_sections.section("P1", Section(outs=outs)), "P1 placement")
     assert row.state == "warn" and "hardly follow the image" in row.found
 
 
@@ -295,7 +296,7 @@ def test_weights(monkeypatch):
 
     def row(name, error=None, **options):
         answer[:] = [error]
-        (row,) = doctor._guarded("encoder", partial(doctor.encoder, name, **options))
+        (row,) = doctor.guarded("encoder", partial(doctor.encoder, name, **options))
         return row
 
     assert row("filterbank").state == "ok"
