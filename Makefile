@@ -153,7 +153,7 @@ download: $(STAMP)  ## fetch the public sections P1, P2 and P5, or PATIENTS; wit
 
 # Several files in PRED have spaces between them; where one has a space in its name, call the command.
 score: $(STAMP)  ## score predictions: PRED=file(s) SECTION=outs or store [UNITS=counts] [CELLS=own] [OUT=folder]
-	@test -n "$$PRED" -a -n "$$SECTION" || { echo "error: say what to score: make score PRED=predictions.h5ad SECTION=outs UNITS=counts"; exit 1; }
+	@test -n "$$PRED" && test -n "$$SECTION" || { echo "error: say what to score: make score PRED=predictions.h5ad SECTION=outs UNITS=counts"; exit 1; }
 	@set -f; if test -e "$$PRED"; then set -- "$$PRED"; else set -- $$PRED; fi; \
 		$(BIN)/python -m sparsity_trap.score --section="$$SECTION" $${UNITS:+--units="$$UNITS"} $${OUT:+--out="$$OUT"} \
 		$${CELLS:+--cells="$$CELLS"} $${CELL_TYPES:+--cell-types="$$CELL_TYPES"} -- "$$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -247,3 +248,8 @@ def test_a_table_without_types_or_counts():
     for score in (score_genes, score_cells):
         with pytest.raises(UserError, match="has no counts to score against"):
             score(table)
+
+
+def test_the_example():
+    tried = doctest.testmod(cells_module)
+    assert tried.attempted and not tried.failed

@@ -74,12 +74,34 @@ def make(folder: Path, *arguments: str, **environment: str) -> list[list[str]]:
 
 def test_every_value_of_make_arrives_as_it_was_typed(checkout):
     for typed in ODD:
-        (call,) = make(checkout, "plan", f"COHORT={typed}", f"PRESET={typed}", f"SOURCE={typed}")
+        other = typed.lstrip("#")  # with which no preset or source begins
+        (call,) = make(checkout, "plan", f"COHORT={typed}", f"PRESET={other}", f"SOURCE={other}")
         given = dict(entry.split("=", 1) for entry in call if "=" in entry and "://" not in entry)
         cohort = f"./{typed}" if typed.startswith("#") else typed
-        assert [given[key] for key in ("preset", "source", "cohort")] == [typed, typed, cohort]
-        (call,) = make(checkout, "doctor", COHORT=typed, PRESET=typed, SOURCE=typed)
-        assert call[1:] == [f"--preset={typed}", f"--source={typed}", f"--cohort={typed}"]
+        assert [given[key] for key in ("preset", "source", "cohort")] == [other, other, cohort]
+        (call,) = make(checkout, "doctor", COHORT=typed, PRESET=other, SOURCE=other)
+        assert call[1:] == [f"--preset={other}", f"--source={other}", f"--cohort={typed}"]
+
+
+@pytest.mark.parametrize("name", ["PRESET", "SOURCE"])
+def test_what_a_comment_would_swallow_is_refused(checkout, name):
+    """Snakemake reads its configuration as YAML, where nothing is left of #1."""
+    done = subprocess.run(
+        ["make", "plan", f"{name}= #1"], cwd=checkout, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 2 and not (checkout / "calls").exists()
+    assert f"{name} begins with a #, as no name of one does: choose among those" in done.stderr
+
+
+def test_files_to_score_arrive_as_they_were_typed(checkout):
+    for typed in [name for name in ODD if "/" not in name]:
+        (checkout / typed).write_text("")
+        given = {"SECTION": typed, "UNITS": typed, "OUT": typed, "CELLS": typed}
+        (call,) = make(checkout, "score", f"PRED={typed}", *(f"{k}={v}" for k, v in given.items()))
+        options = ["section", "units", "out", "cells"]
+        assert call[2:] == [*(f"--{name}={typed}" for name in options), "--", typed]
+    (call,) = make(checkout, "score", "PRED=a.h5ad *;b.h5ad", "SECTION=outs")
+    assert call[2:] == ["--section=outs", "--", "a.h5ad", "*;b.h5ad"]
 
 
 def test_other_values_of_make_reach_their_programs(checkout):
