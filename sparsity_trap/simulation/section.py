@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +27,7 @@ from scipy import sparse as sp
 from sparsity_trap.bins import BIN_UM
 from sparsity_trap.files import building
 from sparsity_trap.progress import track
-from sparsity_trap.settings import SIMULATION, Simulation
+from sparsity_trap.settings import Simulation
 from sparsity_trap.simulation.cells import Kind, Region, expression
 from sparsity_trap.simulation.departures import Departures
 from sparsity_trap.simulation.growth import grow_section
@@ -39,6 +38,7 @@ from sparsity_trap.simulation.label_map import (
     read_label_grid,
     section_from_kinds,
 )
+from sparsity_trap.simulation.matrix import barcodes, write_matrix
 from sparsity_trap.simulation.segments import cell_name, write_cells
 from sparsity_trap.simulation.stain import draw_stain, render
 from sparsity_trap.simulation.tissue import STEP_UM, Anatomy, smooth_field
@@ -197,7 +197,7 @@ def _write_positions(
     tissue = covered[i, j] > 0.5
     table = pa.table(
         {
-            "barcode": pa.array(_barcodes(rows, cols).astype(str)),
+            "barcode": pa.array(barcodes(rows, cols).astype(str)),
             "in_tissue": pa.array(tissue.astype(np.int32)),
             "array_row": pa.array(rows.astype(np.int32)),
             "array_col": pa.array(cols.astype(np.int32)),
@@ -208,12 +208,6 @@ def _write_positions(
     )
     pq.write_table(table, square / "spatial" / "tissue_positions.parquet")
     return tissue.reshape(count, count)
-
-
-def _barcodes(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Space Ranger barcodes of 2 µm bins, as bytes."""
-    text = np.char.add(np.char.mod(b"s_002um_%05d_", rows), np.char.mod(b"%05d-1", cols))
-    return text.astype("S21")
 
 
 def _kind_fields(
@@ -317,7 +311,7 @@ def _write_counts(
     )
     rows, cols = np.nonzero(tissue)
     path = square / "filtered_feature_bc_matrix.h5"
-    _write_matrix(path, names, _barcodes(rows, cols), *entries)
+    write_matrix(path, names, barcodes(rows, cols), *entries)
     return sp.csr_array(entries, shape=(len(rows), len(names)))
 
 
@@ -351,7 +345,7 @@ def _write_cells(
     )
     sums = sp.csr_array(ones @ counts)
     sums.sort_indices()
-    _write_matrix(
+    write_matrix(
         build / "segmented_outputs" / "filtered_feature_cell_matrix.h5",
         expression()[0],
         np.array([cell_name(n) for n in number.tolist()], "S"),
@@ -415,47 +409,6 @@ def scale_to_sparsity(rate: np.ndarray, zeros: float) -> float:
         if step < 1e-7 * s:
             break
     return float(s)
-
-
-def _write_matrix(
-    path: Path,
-    genes: list[str],
-    barcodes: np.ndarray,
-    data: np.ndarray,
-    indices: np.ndarray,
-    indptr: np.ndarray,
-) -> None:
-    """Write a Space Ranger (Cell Ranger v3) feature-barcode matrix, bins in columns."""
-    panel = len(genes)
-    features = {
-        # Symbols, not Ensembl identifiers: nothing real is claimed of a simulated feature.
-        "id": genes,
-        "name": genes,
-        "feature_type": ["Gene Expression"] * panel,
-        "genome": ["GRCh38"] * panel,
-        "_all_tag_keys": ["genome"],
-    }
-    with h5py.File(path, "w") as file:
-        file.attrs["filetype"] = "matrix"
-        file.attrs["version"] = 2
-        file.attrs["software_version"] = SIMULATION
-        file.attrs["chemistry_description"] = "Visium HD v1"
-        group = file.create_group("matrix")
-
-        def store(parent: h5py.Group, name: str, values: np.ndarray) -> None:
-            chunks = (min(max(len(values), 1), 80_000),)
-            parent.create_dataset(
-                name, data=values, chunks=chunks, maxshape=(None,), compression="gzip", shuffle=True
-            )
-
-        store(group, "barcodes", barcodes)
-        store(group, "data", data)
-        store(group, "indices", indices)
-        store(group, "indptr", indptr)
-        store(group, "shape", np.array([panel, len(barcodes)], np.int32))
-        inner = group.create_group("features")
-        for name, values in features.items():
-            store(inner, name, np.array(values, dtype=bytes))
 
 
 def _anatomy_from_map(
