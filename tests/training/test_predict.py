@@ -1,10 +1,10 @@
 """Predictions as AnnData: places, sums, and what other libraries read from them."""
+# ruff: noqa: F811 - fixtures are imported
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,94 +14,32 @@ import torch
 import zarr
 from cells import run_cells
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from predicted import (  # noqa: F401 - fixtures
+    FEW,
+    RUN,
+    cut,
+    position_table,
+    preset,
+    root,
+    run_dir,
+    simulated,
+    write_run,
+)
+from safetensors.torch import load_file
 from scipy import ndimage
 from spaceranger import turned_grid, write_outs
 
 from sparsity_trap import bin_table, predict
-from sparsity_trap import settings as config
 from sparsity_trap.cells import ALL_CELLS, score_genes
 from sparsity_trap.data.cells import MAPPINGS, read_cells
 from sparsity_trap.data.genes import PANEL, panel_table
-from sparsity_trap.data.geometry import GridFit
 from sparsity_trap.data.image import open_image, small_images
-from sparsity_trap.data.patches import PatchStore, write_store
 from sparsity_trap.data.sections import Section
-from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, Slide, open_slide
-from sparsity_trap.decoders import build_decoder
+from sparsity_trap.data.spaceranger import MATRIX, POSITIONS, open_slide
 from sparsity_trap.encoders import load_encoder
-from sparsity_trap.files import record
 from sparsity_trap.predict import load_model, predict_image, predict_section
-from sparsity_trap.presets import load_preset
-from sparsity_trap.settings import Patches, Preset, Run, Simulation, UserError
-from sparsity_trap.simulation.section import simulate_section
+from sparsity_trap.settings import UserError
 from sparsity_trap.training import Model
-
-RUN = Run(arm="E", test_patient="P5", seed=0)
-FEW = ["ACTB", "KRT8", "JCHAIN"]
-
-
-def cut(outs: Path, path: Path, genes=PANEL, patient: str = "P5") -> tuple[PatchStore, Slide]:
-    slide = open_slide(outs)
-    write_store(slide, genes, path, patient=patient, source="simulated", settings=Patches())
-    return PatchStore(path), slide
-
-
-def write_run(preset: Preset, images: np.ndarray, genes=PANEL, coarse: bool = False) -> Path:
-    """A run folder of a random decoder, whose tokens are standardised on some images.
-
-    A coarse decoder gives all bins of a token one rate.
-    """
-    torch.manual_seed(0)
-    arm = preset.arm("E")
-    tokens = load_encoder("filterbank")(torch.from_numpy(images))
-    sizes = preset.decoder.model_dump()
-    decoder = build_decoder(arm.decoder, tokens.shape[1], len(genes), bias=arm.bias, **sizes)
-    model = Model(
-        decoder, tokens.mean((0, 2, 3), keepdim=True), tokens.std((0, 2, 3), keepdim=True), arm.link
-    )
-    if coarse:
-        weight = model.decoder.head.weight.data.unflatten(0, (len(genes), -1))
-        weight[:] = weight[:, :1].clone()
-    folder = preset.run_dir(RUN)
-    folder.mkdir(parents=True)
-    save_file(model.state_dict(), folder / "checkpoint.safetensors")
-    table = panel_table().set_index("gene").loc[list(genes)].reset_index()
-    table[["gene", "category"]].to_parquet(folder / "genes.parquet")
-    details = {**RUN.model_dump(), "training_patients": ["P1", "P2"]}
-    (folder / "provenance.json").write_text(json.dumps(record(preset, 0.0, **details)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("root")
-        patch.setattr(config, "ROOT", folder)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def preset(root) -> Preset:
-    preset = load_preset("smoke")
-    arms = {k: arm.model_copy(update={"decoder": "linear"}) for k, arm in preset.arms.items()}
-    return preset.model_copy(update={"arms": arms})
-
-
-@pytest.fixture(scope="module")
-def simulated(preset) -> tuple[PatchStore, Slide]:
-    outs = preset.outs("P5")
-    simulate_section(outs, "P5", Simulation(side_um=320, seed=20))
-    return cut(outs, preset.store("P5"))
-
-
-@pytest.fixture(scope="module")
-def run_dir(preset, simulated) -> Path:
-    """A run whose stored predictions are the true rates."""
-    store, _ = simulated
-    folder = write_run(preset, store.images[:])
-    zarr.open_group(folder / "predictions.zarr", mode="w").create_array("rate", data=store.truth[:])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +50,6 @@ def at_8um(run_dir, simulated):
 @pytest.fixture(scope="module")
 def at_2um(run_dir, simulated):
     return predict_section(run_dir, *simulated, bin_um=2)
-
-
-def position_table(slide: Slide) -> pd.DataFrame:
-    return pd.read_parquet(slide.outs / POSITIONS).set_index("barcode")
 
 
 def test_model_is_rebuilt_with_its_weights_and_record(run_dir, simulated):
@@ -370,69 +304,6 @@ def test_the_notebook_scores_cells_by_type(run_dir, simulated, tmp_path, monkeyp
     assert run_cells("09_predict", names, of_cells)["by_cell"] is None and len(shown) == 2
 
 
-def nearest(adata, points: np.ndarray, number: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Distance and number of the bins nearest to some pixels."""
-    from scipy.spatial import cKDTree
-
-    return cKDTree(adata.obsm["spatial"]).query(points, number)
-
-
-def test_image_alone_predicts_what_the_store_predicts(preset, simulated, tmp_path, monkeypatch):
-    """A section whose grid lies as the tiles of the image do, upside down."""
-    _, slide = simulated
-    image = tifffile.imread(slide.image)[:600, :560]
-    rows, cols = np.indices((128, 128))
-    y, x = 4.0 * rows[::-1] + 1.5, 4.0 * cols + 1.5
-    outs = write_outs(tmp_path / "outs", np.ones((3, 128, 128), int), FEW, y=y, x=x, image=image)
-    store, own = cut(outs, tmp_path / "P1.zarr", FEW, "P1")
-    folder = write_run(preset.model_copy(update={"name": "tiles"}), store.images[:], FEW)
-    Image.fromarray(np.full((60, 56), 1, np.uint8)).save(tmp_path / "mask.png")
-    monkeypatch.setattr(predict, "tissue_mask", lambda small, um: np.ones(small.shape[:2], bool))
-    for um in (2, 8):
-        section = predict_section(folder, store, own, bin_um=um)
-        alone = predict_image(
-            folder, outs / "tissue_image.tif", 0.5, bin_um=um, mask=tmp_path / "mask.png"
-        )
-        distance, index = nearest(alone, section.obsm["spatial"])
-        assert distance.max() < 0.01
-        assert np.allclose(alone.X[index], section.X, rtol=0.02, atol=1e-4)
-    assert "counts" not in alone.layers and alone.n_obs > section.n_obs
-    origin = alone.uns["sparsity_trap"]
-    assert origin["source"] == "image" and "TRAINED ON SIMULATED DATA" in origin["mark"]
-    assert list(alone.uns["spatial"]) == ["tissue_image"]
-    # Bins beyond the image have no tissue, whatever the mask says.
-    assert alone.obsm["spatial"].max(0)[0] < 560 and alone.obsm["spatial"].max(0)[1] < 600
-
-
-def test_image_alone_agrees_on_a_turned_section(preset, simulated):
-    """Here tiles and patches do not coincide: means over 40 µm agree, and only at their places."""
-    store, slide = simulated
-    folder = write_run(preset.model_copy(update={"name": "coarse"}), store.images[:], coarse=True)
-    section = predict_section(folder, store, slide)
-    alone = predict_image(folder, slide.image, 0.5)
-    distance, _ = nearest(alone, section.obsm["spatial"])
-    assert distance.max() < 12  # pixels; bins of both are 16 apart
-
-    def around(adata, points: np.ndarray) -> np.ndarray:
-        _, index = nearest(adata, points, 25)
-        return adata.X[index].mean(1)
-
-    here = section.obsm["spatial"]
-    flipped = here.max(0) + here.min(0) - here
-    expected = around(section, here)
-    agreement = {}
-    for name, points in {
-        "right": here,
-        "upside down": np.stack([here[:, 0], flipped[:, 1]], 1),
-        "mirrored": np.stack([flipped[:, 0], here[:, 1]], 1),
-    }.items():
-        found = around(alone, points)
-        agreement[name] = np.median(
-            [np.corrcoef(found[:, g], expected[:, g])[0, 1] for g in range(len(PANEL))]
-        )
-    assert agreement.pop("right") > max(0.6, *(value + 0.3 for value in agreement.values()))
-
-
 @pytest.mark.parametrize("spoil", ["missing", "link", "text", "cut", "of another", "no scale"])
 def test_small_pictures_that_cannot_be_read(simulated, tmp_path, spoil):
     """Copying a run may leave links that lead nowhere, or the text of links, in their place."""
@@ -464,64 +335,6 @@ def test_small_pictures_that_cannot_be_read(simulated, tmp_path, spoil):
         small.write_bytes(whole[: len(whole) // 2])
     found, scale = predict._pictures(copy)
     assert scale == factors and all(np.array_equal(found[name], made[name]) for name in made)
-
-
-def test_only_histology_is_predicted(run_dir, simulated, tmp_path):
-    """Neither fluorescence nor what was not scanned."""
-    image = tifffile.imread(simulated[1].image)
-    options = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
-    tifffile.imwrite(tmp_path / "dark.tif", 255 - image, **options)
-    with pytest.raises(UserError, match="dark.tif is not pink on white glass"):
-        predict_image(run_dir, tmp_path / "dark.tif", 0.5)
-    path = tmp_path / "half.tif"
-    tifffile.imwrite(path, image, **options)
-    with tifffile.TiffFile(path, mode="r+") as file:
-        tag, across = file.pages[0].tags["TileByteCounts"], -(-image.shape[1] // 64)
-        sizes = np.array(tag.value).reshape(-1, across)
-        sizes[:, across // 2 :] = 0
-        tag.overwrite(sizes.ravel().tolist())
-    found = predict_image(run_dir, path, 0.5, genes=["DES"])
-    assert found.n_obs > 100 and found.obsm["spatial"][:, 0].max() < across // 2 * 64 + 8
-
-
-def test_mask_leaves_out_tissue_and_adds_no_glass(tmp_path):
-    """As for a cohort, where it adds no bin to those in tissue."""
-    image = np.full((1100, 1100, 3), 243, np.uint8)
-    image[30:1070, 30:560] = 200, 120, 170
-    drawn = np.ones((110, 110), np.uint8)
-    for name, top in (("white.png", 0), ("half.png", 55)):
-        drawn[:top] = 0
-        Image.fromarray(drawn).save(tmp_path / name)
-    fit = GridFit(np.array([[4, 0, 1.5], [0, 4, 1.5]]), 0, 0)
-    masks = None, tmp_path / "white.png", tmp_path / "half.png"
-    plain, white, half = (predict._tissue_of(image, image, 0.5, fit, mask) for mask in masks)
-    assert np.array_equal(plain, white) and 0.2 < plain[:275, :275].mean() < 0.6
-    below = np.arange(len(plain))[:, None] * 4 + 2 >= 550
-    assert np.array_equal(half, plain & below)
-
-
-def test_tissue_mask_follows_the_simulated_tissue(simulated):
-    _, slide = simulated
-    image = tifffile.imread(slide.image)
-    table = position_table(slide)
-    y, x = (np.rint(table[f"pxl_{axis}_in_fullres"]).astype(int) for axis in ("row", "col"))
-    found = predict.tissue_mask(image, 0.5)[y, x]
-    true = table["in_tissue"] == 1
-    assert (found & true).sum() / (found | true).sum() > 0.9
-    assert not predict.tissue_mask(np.full((300, 300, 3), 243, np.uint8), 2.0).any()
-
-
-def test_tissue_mask_drops_specks_and_fills_enclosed_holes_only():
-    tissue = np.zeros((240, 240), bool)
-    tissue[40:200, :200] = True
-    lumen, notch, wide = np.s_[60:80, 60:80], np.s_[120:140, :20], np.s_[100:190, 80:170]
-    for hole in (lumen, notch, wide):
-        tissue[hole] = False
-    tissue[215:225, 215:225] = True  # a speck of 40 µm
-    image = np.where(tissue, 140, 243).astype(np.uint8)[..., None].repeat(3, 2)
-    found = predict.tissue_mask(image, 4.0)
-    assert found[70, 70] and found[50, 100]
-    assert not found[130, 5] and not found[145, 125] and not found[220, 220]
 
 
 def test_rates_are_asked_for_with_the_tissue(preset, simulated, tmp_path, monkeypatch):
