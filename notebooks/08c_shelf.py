@@ -66,10 +66,10 @@ tables.show(shelf[columns], sortable=True)
 DECODERS = {"hist2st": "Hist2ST", "linear": "the linear decoder", "img2st": "Img2ST"}
 counted = shelf.groupby("decoder")["loss"].nunique()
 few = ", ".join(f"{n} with {DECODERS[decoder]}" for decoder, n in counted.items())
+more = " The preset study trains more of it, with both decoders." * (settings.name != "study")
 single = " Those with fewer than three runs take their run-to-run variance from other arms."
 Markdown(
-    f"Losses on the shelf of this build: {few}. The preset study trains more of it, with both decoders."
-    f"{single if (shelf['runs'] < 3).any() else ''}"
+    f"Losses on the shelf of this build: {few}.{more}{single if (shelf['runs'] < 3).any() else ''}"
 )
 
 # %% [markdown]

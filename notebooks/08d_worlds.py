@@ -53,9 +53,9 @@ Markdown(
 )
 
 # %% [markdown]
-# :::{when} worlds.n
 # ## What changes
 #
+# :::{when} worlds.n
 # Means over genes on the main patient, for bins of 2 µm in tissue. The Fano factor is the variance of the counts over their mean; taken around the true rate it is 1 for Poisson counts. The last column compares the true rate with that at home, bin by bin.
 # :::
 
@@ -70,9 +70,9 @@ if elsewhere:
     display(tables.show(counts.T.rename_axis("world").reset_index()))
 
 # %% [markdown]
-# :::{when} worlds.n
 # ## The effect of the loss
 #
+# :::{when} worlds.n
 # Each effect is a mean over paired runs, genes and patches, with an interval that holds the variance of all three ([](03_results.ipynb)). In a world whose seeds are fewer than three, run-to-run variance is that of the two arms in all worlds.
 # :::
 
@@ -126,7 +126,7 @@ figure
 # (claim-rescue_in_worlds)=
 # ### The gain of the Poisson loss does not hang on a kind simulation: between arms that differ in nothing else it remains in every other world.
 #
-# *Rule.* Judged on the smallest of the gains in PCC at 8 µm in the other worlds of the preset.
+# *Rule.* Judged on the smallest of the gains in PCC at 8 µm in the other worlds of the preset; as in [](10_claims.ipynb) a gain is worth the name from {val}`worth.score` on, and one that is surely smaller is *not supported*, though it be above 0.
 
 
 # %%
