@@ -109,7 +109,8 @@ def name_farthest(axis, x, y, names):
             right = left + width
             covered = (x > left) & (x < right) & (np.abs(y - y[i]) < gap / 2) & (x != x[i])
             apart = (left > r or right < a or abs(y[i] - at) > gap for a, r, at in taken)
-            if not covered.any() and all(apart):
+            inside = right < x.max() + 2 * letter  # of the axes, beside which the legend stands
+            if inside and not covered.any() and all(apart):
                 axis.annotate(
                     names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
                     ha=side, va="center", fontsize=6.5, style="italic",
