@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Which loss should I use?
+# # A shelf of losses
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -132,7 +132,7 @@ else:
 # %% [markdown]
 # Cost is the time of a training step over that of Poisson with the same decoder, on the machine that trained; those not told apart stand in the order of theirs, cheapest first. Losses that compare the shape of a map alone, such as Pearson and the multinomial, leave its level free, so *how much* is not theirs to say.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shelf", "caption": "Every loss with link exp and bias −3 on the test patient: where (PCC at 8 µm), present or not (AUPRC) and how much (D²). Large marks are means over runs, small ones the runs. A triangle marks a D² below −0.5: losses that leave the level of a map free."}, "image": {"alt": "Dot plot of all losses by three scores"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-shelf", "caption": "Every loss with link exp and bias −3 on the test patient: where (PCC at 8 µm), present or not (AUPRC) and how much (D²). Large marks are means over runs, small ones the runs. A triangle marks a D² below −0.5: losses that leave the level of a map free."}, "image": {"alt": "Dot plot of all losses by three scores"}}
 figure = style.not_trained("more losses than these")
 if len(chosen):
     best = shelf.groupby("loss")["pcc_8um"].max().sort_values()
