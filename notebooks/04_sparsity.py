@@ -9,6 +9,8 @@
 # %% [markdown]
 # # Does sparsity predict the rescue?
 #
+# **Finding.** Sparser genes gain more: {val}`verdict.sparser_genes` (ρ = {val}`sparsity.rho:+.2f`, {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`); without the mitochondrial genes, {val}`verdict.sparser_genes_without_mitochondrial`.
+#
 # The unit of this page is the gene. Its gain in a run is its score in arm E (Poisson) minus that in arm D (MSE), on the main test patient and from the same seed. Its gain is the mean over runs. Intervals hold what other trainings and other genes like these would change ([](03_results.ipynb) takes one apart); they do not speak of other patients.
 
 # %% tags=["remove-cell", "parameters"]
@@ -99,7 +101,7 @@ tables.show(pd.DataFrame([{"runs": len(by_run), "n_genes": len(scored), **over_g
 # Over {val}`sparsity.n_genes` genes, sparsity and the mean gain from D to E over {val}`sparsity.n_runs` runs have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`). In single runs it lies between {val}`sparsity.least_run:+.2f` and {val}`sparsity.largest_run:+.2f`. {numref}`fig-sparsity` shows every gene; its interactive copy opens a gene's maps at a click.
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity. Points: genes, mean over runs; upright lines: from the least to the largest gain of a run. Grey lines: least squares in each run; black: of the mean gain."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category, with a line for each run"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity. Points: genes, mean over runs; upright lines: from the least to the largest gain of a run. Grey lines: least squares in each run; black: of the mean gain."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category, with a line for each run"}}
 def name_farthest(axis, x, y, names):
     """Name the six points farthest from the median, but for names that would cover something."""
     taken = []  # left, right and height of a name
@@ -110,7 +112,8 @@ def name_farthest(axis, x, y, names):
             right = left + width
             covered = (x > left) & (x < right) & (np.abs(y - y[i]) < gap / 2) & (x != x[i])
             apart = (left > r or right < a or abs(y[i] - at) > gap for a, r, at in taken)
-            if not covered.any() and all(apart):
+            inside = right < x.max() + 2 * letter  # of the axes, beside which the legend stands
+            if inside and not covered.any() and all(apart):
                 axis.annotate(
                     names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
                     ha=side, va="center", fontsize=6.5, style="italic",

@@ -8,6 +8,8 @@
 
 # %% [markdown]
 # # Controls: what can a score say?
+#
+# **Finding.** A correlation within tissue falls to nothing when patches are shuffled ({val}`verdict.shuffled_is_null`); SSIM does not know a model from emptiness: zeros score {val}`ssim.zeros:.2f` at 2 µm, arm E {val}`arm.E.ssim_2um:.2f`.
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -76,7 +78,7 @@ scored = pd.concat(
 table = scored.groupby("control", sort=False).mean(numeric_only=True)  # over genes
 quote("ssim", zeros=table.loc["zeros", "ssim_2um"])
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-controls", "caption": "Mean over genes of each score for both arms (blue) and for controls (grey). D² below −1 is drawn at −1."}, "image": {"alt": "Scores of models and controls, one panel per metric"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-controls", "caption": "Mean over genes of each score for both arms (blue) and for controls (grey). D² below −1 is drawn at −1."}, "image": {"alt": "Scores of models and controls, one panel per metric"}}
 panels = {
     "pcc_2um": "PCC 2 µm", "pcc_8um": "PCC 8 µm", "pcc_8um_unmasked": "PCC 8 µm, unmasked",
     "ssim_2um": "SSIM 2 µm", "auprc": "AUPRC", "d2": "D²",

@@ -8,6 +8,8 @@
 
 # %% [markdown]
 # # Loss, link or bias?
+#
+# **Finding.** That the loss explains the gap between arms D and E is {val}`verdict.share_of_loss`; the start of the bias is part of it.
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -90,7 +92,7 @@ if len(between):
 # The loss's effect is larger at −3 than at 0 by {val}`between.poisson-x-minus3.effect:+.3f` ({val}`between.poisson-x-minus3.ci_low:+.3f` to {val}`between.poisson-x-minus3.ci_high:+.3f`): where that is not near 0, no single number is *the* effect of the loss.
 # :::
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-between", "caption": "Effect of the loss, Poisson − MSE, at each link and bias, with 95 % intervals over runs, genes and patches. Crosses: a cell whose runs all collapsed."}, "image": {"alt": "The loss's effect in the four pairs of link and bias"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-between", "caption": "Effect of the loss, Poisson − MSE, at each link and bias, with 95 % intervals over runs, genes and patches. Crosses: a cell whose runs all collapsed."}, "image": {"alt": "The loss's effect in the four pairs of link and bias"}}
 figure = style.not_trained("the eight cells between arms D and E")
 if len(between):
     pairs = cells.pivot(index=["link", "bias"], columns="loss", values="arm")

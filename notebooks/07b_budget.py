@@ -8,6 +8,8 @@
 
 # %% [markdown]
 # # Rate and budget
+#
+# **Finding.** That Poisson gains with each loss at its own best learning rate is {val}`verdict.rescue_best_rate`.
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -91,7 +93,7 @@ tables.show(compared) if searched else style.not_trained("more than one learning
 # The interval of the first takes the choice as given. Where two rates are nearly as good, other seeds would choose the other.
 # :::
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rate", "caption": "PCC at 8 µm against the learning rate at equal link, bias and epochs; lines are means, dots runs. Left: on the training patients' held-out strips, by which the rate is chosen (ring). Right: on the test patient."}, "image": {"alt": "Scores of both losses against the learning rate, on strips and on the test patient"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-rate", "caption": "PCC at 8 µm against the learning rate at equal link, bias and epochs; lines are means, dots runs. Left: on the training patients' held-out strips, by which the rate is chosen (ring). Right: on the test patient."}, "image": {"alt": "Scores of both losses against the learning rate, on strips and on the test patient"}}
 figure = style.not_trained("more than one learning rate")
 if searched:
     figure, axes = style.subplots(1, 2, figsize=(7, 2.8))

@@ -8,6 +8,8 @@
 
 # %% [markdown]
 # # The sparsity dial
+#
+# **Finding.** That sparsity causes the gain, so that it grows when counts are thinned and shrinks when bins are summed, is {val}`verdict.sparsity_causes_gain`.
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -92,7 +94,7 @@ for setting in pairs:
 # Per halving of the bins' width it changes by {val}`dial.bin_um.per_halving:+.4f` ({val}`dial.bin_um.low:+.4f` to {val}`dial.bin_um.high:+.4f`).
 # :::
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dial", "caption": "Gain of Poisson over MSE at equal link and start against the mean count of the bins that the loss sees, with 95 % intervals over runs and genes. Left: training counts thinned. Right: bins summed."}, "image": {"alt": "Curves of the gain against mean count for thinning and for bin width"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-dial", "caption": "Gain of Poisson over MSE at equal link and start against the mean count of the bins that the loss sees, with 95 % intervals over runs and genes. Left: training counts thinned. Right: bins summed."}, "image": {"alt": "Curves of the gain against mean count for thinning and for bin width"}}
 figure = style.not_trained("the dial")
 if curves:
     size = 3.6 * len(curves), 2.9

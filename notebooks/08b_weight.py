@@ -8,6 +8,8 @@
 
 # %% [markdown]
 # # The weight dial
+#
+# **Finding.** That the loss acts between genes is {val}`verdict.between_genes`; that the score rises all the way from squared error to Poisson is {val}`verdict.dose`.
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -86,7 +88,7 @@ Markdown(
     " Intervals of differences hold the variance of runs, genes and patches."
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-weight", "caption": "PCC at 8 µm against p, the power of the rate in the assumed variance, for Hist2ST. Left: the mean over genes, a small dot for each run. Right: each gene's difference to Poisson, mean over runs, coloured by its mean count; black, the mean over genes with its 95 % interval."}, "image": {"alt": "The score along the weight dial, on average and per gene"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-weight", "caption": "PCC at 8 µm against p, the power of the rate in the assumed variance, for Hist2ST. Left: the mean over genes, a small dot for each run. Right: each gene's difference to Poisson, mean over runs, coloured by its mean count; black, the mean over genes with its 95 % interval."}, "image": {"alt": "The score along the weight dial, on average and per gene"}}
 figure = style.not_trained("the weight dial")
 if trained:
     figure, (left, right) = style.subplots(1, 2, figsize=(7.4, 3))

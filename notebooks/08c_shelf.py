@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Which loss should I use?
+# # A shelf of losses
 
 # %% tags=["remove-cell", "parameters"]
 preset = "smoke"
@@ -67,10 +67,10 @@ tables.show(shelf[columns], sortable=True)
 DECODERS = {"hist2st": "Hist2ST", "linear": "the linear decoder", "img2st": "Img2ST"}
 counted = shelf.groupby("decoder")["loss"].nunique()
 few = ", ".join(f"{n} with {DECODERS[decoder]}" for decoder, n in counted.items())
+more = " The preset study trains more of it, with both decoders." * (settings.name != "study")
 single = " Those with fewer than three runs take their run-to-run variance from other arms."
 Markdown(
-    f"Losses on the shelf of this build: {few}. The preset study trains more of it, with both decoders."
-    f"{single if (shelf['runs'] < 3).any() else ''}"
+    f"Losses on the shelf of this build: {few}.{more}{single if (shelf['runs'] < 3).any() else ''}"
 )
 
 # %% [markdown]
@@ -133,7 +133,7 @@ else:
 # %% [markdown]
 # Cost is the time of a training step over that of Poisson with the same decoder, on the machine that trained; those not told apart stand in the order of theirs, cheapest first. Losses that compare the shape of a map alone, such as Pearson and the multinomial, leave its level free, so *how much* is not theirs to say.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shelf", "caption": "Every loss with link exp and bias −3 on the test patient: where (PCC at 8 µm), present or not (AUPRC) and how much (D²). Large marks are means over runs, small ones the runs. A triangle marks a D² below −0.5: losses that leave the level of a map free."}, "image": {"alt": "Dot plot of all losses by three scores"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-shelf", "caption": "Every loss with link exp and bias −3 on the test patient: where (PCC at 8 µm), present or not (AUPRC) and how much (D²). Large marks are means over runs, small ones the runs. A triangle marks a D² below −0.5: losses that leave the level of a map free."}, "image": {"alt": "Dot plot of all losses by three scores"}}
 figure = style.not_trained("more losses than these")
 if len(chosen):
     best = shelf.groupby("loss")["pcc_8um"].max().sort_values()

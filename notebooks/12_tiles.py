@@ -9,6 +9,8 @@
 # %% [markdown]
 # # Real tiles
 #
+# **Finding.** On real counts, with nothing but the loss different, Poisson gains {val}`tiles.linear.mse.pcc_8um.value:+.3f` in PCC at 8 µm with a linear decoder ({val}`tiles.linear.mse.pcc_8um.low:+.3f` to {val}`tiles.linear.mse.pcc_8um.high:+.3f`): {val}`verdict.real_loss`.
+#
 # :::{admonition} Real counts, one patient
 # :class: important
 # Every score on this page is of real UMI counts at 2 µm. None comes from the sections of this build. The models were trained by `make tiles`, which writes `results/real_tiles`; the page shows what is committed there and trains nothing.
@@ -231,7 +233,7 @@ ahead.columns = ["mean gain over maps", "maps", "Poisson ahead"]
 quote("tiles.maps", gain=ahead.loc["linear"].iloc[0], ahead=ahead.loc["linear"].iloc[2])
 tables.show(ahead.loc[order], index=True)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tiles-gain", "caption": "Gain of Poisson over squared error in PCC at 8 µm on real counts. Left: mean over tiles, a grey dot for each run, with the 95 % interval. Right: the linear decoder's two losses, tile by tile, means over runs; a tile above the line gains."}, "image": {"alt": "Gains of Poisson over squared error by decoder, and the scores of each tile under both losses"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-tiles-gain", "caption": "Gain of Poisson over squared error in PCC at 8 µm on real counts. Left: mean over tiles, a grey dot for each run, with the 95 % interval. Right: the linear decoder's two losses, tile by tile, means over runs; a tile above the line gains."}, "image": {"alt": "Gains of Poisson over squared error by decoder, and the scores of each tile under both losses"}}
 figure, (left, right) = style.subplots(1, 2, figsize=(7.6, 3.1), width_ratios=[1.2, 1])
 per_run = by_tile.pivot_table(index=["decoder", "seed"], columns="loss", values="pcc_8um")
 labels, y = [], 0

@@ -13,8 +13,6 @@ import pandas as pd
 import scaling
 import torch
 
-from sparsity_trap.analysis.claims import Claim, read_ledgers
-from sparsity_trap.analysis.families import FAMILIES
 from sparsity_trap.bins import TOKEN_GRID
 from sparsity_trap.data.patches import PATCH_PIXELS
 from sparsity_trap.decoders import DECODERS, build_decoder
@@ -63,16 +61,18 @@ def arms(preset: Preset) -> str:
                 "decoder": arm.decoder,
                 "loss": arm.loss,
                 "genes weighed by": "" if arm.gene_weight == "none" else arm.gene_weight,
-                "link": arm.link,
-                "bias": bias,
+                "link, bias": f"{arm.link}, {bias}",
                 "bins, µm": widths,
                 "bins averaged": "tissue" if arm.masked else "all",
                 "counts kept": f"{arm.keep:g}",
-                "test patients": ", ".join(tested),
-                "seeds": len(seeds),
+                "tested on (seeds)": f"{' '.join(tested)} ({len(seeds)})",
             }
         )
-    return markdown(pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    alike = table.columns[table.nunique() == 1].drop(["arm", "decoder", "loss"], errors="ignore")
+    said = "; ".join(f"{name} {table[name].iloc[0] or 'nothing'}" for name in alike)
+    note = f"\nThe same in all arms: {said}.\n" if said else ""
+    return markdown(table.drop(columns=alike)) + note
 
 
 def decoders(preset: Preset, channels: int, genes: int) -> str:
@@ -95,24 +95,6 @@ def decoders(preset: Preset, channels: int, genes: int) -> str:
     return markdown(table)
 
 
-def claims(folder: Path) -> str:
-    """The ledgers in a folder: verdict and statistic of each claim, its rule in small print."""
-    parts = []
-    for family, ledger in read_ledgers(folder).items():
-        rows = [
-            {
-                "claim": f"{claim.text}<br><small>{claim.rule}</small>",
-                "verdict": f"**{claim.verdict}**",
-                "statistic": claim.found,
-            }
-            for claim in (Claim(**row) for row in ledger.to_dict("records"))
-        ]
-        if rows:
-            title = FAMILIES[family].title
-            parts += [f"### Judged on {title}\n", markdown(pd.DataFrame(rows))]
-    return "\n".join(parts)
-
-
 def encoders() -> str:
     """Names that ``encoder.name`` takes, with what is known of their weights."""
     return markdown(pd.DataFrame([_encoder(name, card) for name, card in ENCODERS.items()]))
@@ -120,24 +102,22 @@ def encoders() -> str:
 
 def _encoder(name: str, card: EncoderCard) -> dict[str, str]:
     """Row of an encoder; its shapes are those that timm builds here, without weights."""
-    sizes = {"patch, px": "", "token grid": str(TOKEN_GRID), "prefix tokens": "",
-             "channels": str(FilterBank().channels), "parameters, millions": "0"}  # fmt: skip
-    trained_at = ""
+    shape, trained_at = f"{TOKEN_GRID}² × {FilterBank().channels}", ""
     if card.architecture:
         trained_at = ", ".join(f"{r:g}" for r in card.um_per_px or ()) or "not stated"
         with torch.device("meta"):
             model = TimmTokens(name, pretrained=False).model
         patch = model.patch_embed.patch_size[0]
         weights = sum(p.numel() for p in model.parameters())
-        values = patch, PATCH_PIXELS // patch, model.num_prefix_tokens, model.num_features
-        sizes = dict(zip(sizes, [*map(str, values), f"{weights / 1e6:.0f}"], strict=True))
+        grid, prefix = PATCH_PIXELS // patch, model.num_prefix_tokens
+        shape = f"({grid}² + {prefix}) × {model.num_features}; {patch} px; {weights / 1e6:.0f} M"
+    gated = {True: ", gated", False: "", None: ", gating not stated"}[card.gated]
     return {
         "encoder": name,
         "weights": f"[{card.hub}]({card.page})" if card.hub else "",
-        "licence": card.licence or "not stated",
-        "gated": {True: "yes", False: "no", None: "not stated"}[card.gated],
+        "licence": (card.licence or "not stated") + gated,
         "trained at, µm per pixel": trained_at,
-        **sizes,
+        "tokens; patch; parameters": shape,
         "note": card.note,
     }
 

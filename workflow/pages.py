@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def as_page(
 
     A title that depends on a parameter is the output of the cell tagged ``title``, but the book
     takes titles from text alone. Papermill's parameters go out of sight, the numbers behind each
-    figure into a CSV file, and a table at the end says how the page was made.
+    figure into a CSV file, the picture of the cell tagged ``front-page`` into ``front.jpg``, that
+    of the cell tagged ``lead`` to the top, and a table at the end says how the page was made.
 
     Parameters
     ----------
@@ -45,7 +47,12 @@ def as_page(
             notebook.cells[i] = nbformat.v4.new_markdown_cell(heading)
         elif "injected-parameters" in tags:
             cell.metadata["tags"] = [*tags, "remove-cell"]
+        elif "front-page" in tags:
+            picture = base64.b64decode(cell.outputs[0]["data"]["image/jpeg"])
+            (folder / "front.jpg").write_bytes(picture)
+            cell.outputs = []
         _refuse_objects(cell, name)
+    _lead(notebook)
     files = _figure_data(notebook, name, folder / "tables" / "figures")
     made = _how_made(notebook, preset, numbers, files)
     notebook.cells.append(nbformat.v4.new_markdown_cell(made))
@@ -62,6 +69,18 @@ def _refuse_objects(cell: nbformat.NotebookNode, name: str) -> None:
                 f"page {name}: the cell '{cell.source[:60]}' shows {text}: end it with something "
                 "that the page can show"
             )
+
+
+def _lead(notebook: nbformat.NotebookNode) -> None:
+    """Show the picture of the cell tagged ``lead`` below the title; its code stays in its place."""
+    for cell in notebook.cells:
+        if "lead" in cell.metadata.get("tags", []):
+            look = {"tags": ["remove-input"], "mystnb": cell.metadata.pop("mystnb")}
+            # MyST-NB leaves out a cell without source.
+            picture = nbformat.v4.new_code_cell("figure", metadata=look, outputs=cell.outputs)
+            cell.outputs = []
+            notebook.cells.insert(1, picture)
+            return
 
 
 def _figure_data(notebook: nbformat.NotebookNode, name: str, folder: Path) -> list[str]:

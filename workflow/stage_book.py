@@ -10,11 +10,13 @@ from pathlib import Path
 
 import bench_tables
 import book_tables
+import front
 import nbformat
 import pages
 import scaling
 
 from sparsity_trap import runs
+from sparsity_trap.analysis.claims import read_ledgers
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.encoders import PATCH_UM_PER_PX, open_tokens
 from sparsity_trap.files import building, commit
@@ -89,6 +91,8 @@ def main() -> None:
     preset = open_preset(**arguments)
     notebooks = [Path(name) for name in sys.argv[split + 1 :]]
     numbers = quoted(preset, [path.stem for path in notebooks])
+    ledgers = read_ledgers(preset.folder / "tables").values()
+    numbers |= {f"verdict.{row.key}": row.verdict for x in ledgers for row in x.itertuples()}
     run = {
         "source": preset.source,
         "preset": preset.name,
@@ -117,7 +121,8 @@ def main() -> None:
             "decoders.md": book_tables.decoders(preset, channels, len(store.genes)),
             "encoders.md": book_tables.encoders(),
             "protocols.md": book_tables.protocols(),
-            "claims.md": book_tables.claims(folder / "tables"),
+            "claims_first.md": front.claims(folder / "tables", first=True),
+            "claims_others.md": front.claims(folder / "tables", first=False),
             "scale.md": book_tables.scale(),
             "packages.md": book_tables.packages(),
             "times.md": book_tables.times(preset, notebooks),

@@ -132,6 +132,8 @@ class Claim(NamedTuple):
         What that says.
     statistic, value, ci_low, ci_high, n, unit
         Name of the statistic, its value and 95 % interval, and how many of what it is of.
+    above, below
+        What the statistic must exceed, and its least value worth the name; NaN as for ``p``.
     p
         Of the test that decides, after Holm; NaN for a claim with a rule of its own.
     """
@@ -147,6 +149,8 @@ class Claim(NamedTuple):
     ci_high: float
     n: int
     unit: str
+    above: float = np.nan
+    below: float = np.nan
     p: float = np.nan
 
     @property
@@ -249,15 +253,16 @@ class Ledger:
             choices = ", ".join(self.listed)
             raise UserError(f"claim '{key}' is not in {self.notebook.name}: choose from {choices}")
         self.tests.pop(key, None)
+        bounds = np.nan, np.nan
         if ruling is None:
-            ruling = "undetermined"
+            ruling, bounds = "undetermined", (above, below)
             test = _test(evidence, above, below)
             if test:
                 self.tests[key] = test
         text, rule = self.listed[key]
         (low, high), value, n = evidence.interval, evidence.value, evidence.n
         self.claims[key] = Claim(
-            key, text, rule, self.family, ruling, statistic, value, low, high, n, unit
+            key, text, rule, self.family, ruling, statistic, value, low, high, n, unit, *bounds
         )
         display(self.claims[key], display_id=f"claim-{key}")
 

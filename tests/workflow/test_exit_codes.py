@@ -160,21 +160,42 @@ def test_book_on_a_full_disk_ends_in_a_sentence(build, tmp_path, capsys):
     assert not {"Traceback", "RuntimeError"} & set(lines)
 
 
-def test_result_that_may_not_be_replaced_is_named(monkeypatch, capsys):
-    """In the words of this version of Snakemake."""
-    from snakemake.exceptions import ProtectedOutputException
-
+@pytest.fixture
+def logged(monkeypatch, capsys):
+    """What `make` shows of an error of Snakemake's."""
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
     from snakemake_logger_plugin_sparsity_trap import LogHandler
 
-    rule = SimpleNamespace(lineno=1, snakefile="Snakefile")
-    job = SimpleNamespace(rule=rule, output=["results/a.ipynb"], wildcards=None)
     handler = LogHandler.__new__(LogHandler)
     handler.__post_init__()
+
+    def show(said: str) -> str:
+        handler.emit(LogRecord("snakemake", ERROR, "", 0, said, (), None))
+        return capsys.readouterr().err
+
+    return show
+
+
+def test_result_that_may_not_be_replaced_is_named(logged):
+    """In the words of this version of Snakemake."""
+    from snakemake.exceptions import ProtectedOutputException
+
+    rule = SimpleNamespace(lineno=1, snakefile="Snakefile")
+    job = SimpleNamespace(rule=rule, output=["results/a.ipynb"], wildcards=None)
     said = str(ProtectedOutputException(job, ["results/a.ipynb"]))
-    handler.emit(LogRecord("snakemake", ERROR, "", 0, said, (), None))
-    said = "error: results/a.ipynb cannot be written: make it writable for you\n"
-    assert capsys.readouterr().err == said
+    assert logged(said) == "error: results/a.ipynb cannot be written: make it writable for you\n"
+
+
+def test_step_that_was_killed_says_what_may_be_done(logged):
+    """A step that ended by itself has said on stderr what was wrong."""
+    found = {}
+    for how in ("kill -KILL $$", "exit 1"):
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            subprocess.run(how, shell=True, check=True)
+        found[how] = logged(f"CalledProcessError in file Snakefile:\n{error.value}")
+    assert found["exit 1"] == ""
+    assert "ended from outside (SIGKILL)" in found["kill -KILL $$"]
+    assert "CORES=1" in found["kill -KILL $$"]
 
 
 @pytest.mark.slow

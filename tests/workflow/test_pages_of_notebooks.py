@@ -121,6 +121,24 @@ def test_text_and_what_has_another_form_are_shown(notebook, tmp_path):
     pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)
 
 
+def test_the_leading_picture_stands_below_the_title_and_its_code_where_it_was(notebook, tmp_path):
+    notebook.cells[2].metadata["tags"] = ["hide-input", "lead"]
+    page = pages.as_page(notebook, "02_train_E", load_preset("smoke"), NUMBERS, tmp_path)
+    lead, code = page.cells[1], page.cells[3]
+    assert lead.metadata["mystnb"]["figure"]["name"] == "fig-gain"
+    assert lead.outputs and lead.source
+    assert code.source == "figure" and not code.outputs and "mystnb" not in code.metadata
+    assert (tmp_path / "tables/figures/02_train_E-gain.csv").is_file()
+
+
+def test_the_picture_of_the_front_page_is_taken_out(notebook, tmp_path):
+    output = nbformat.v4.new_output("execute_result", {"image/jpeg": "/9j/"})
+    cell = nbformat.v4.new_code_cell("x", metadata={"tags": ["front-page"]}, outputs=[output])
+    notebook.cells.append(cell)
+    pages.as_page(notebook, "05_rescue", load_preset("smoke"), NUMBERS, tmp_path)
+    assert (tmp_path / "front.jpg").read_bytes() == b"\xff\xd8\xff" and not cell.outputs
+
+
 @pytest.fixture
 def quoting(monkeypatch, tmp_path):
     """Notebooks that quote numbers, and what staging makes of them."""

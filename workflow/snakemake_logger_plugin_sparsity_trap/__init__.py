@@ -25,6 +25,8 @@ HEARTBEAT_S = 20.0
 
 #: Snakemake's account of a failed command, which repeats the command and explains nothing.
 SAID_BY_THE_JOB = ("CalledProcessError", "did not complete successfully", "job execution failed")
+#: Its account of a command that could not say anything itself.
+KILLED = r"died with <Signals\.(\w+)"
 #: Snakemake's account of a result that may not be replaced.
 PROTECTED = r"Write-protected output files.*affected files:\s+([^\n]+)"
 
@@ -88,6 +90,11 @@ class LogHandler(LogHandlerBase):
                 text = record.getMessage().rstrip()
                 if found := re.search(PROTECTED, text, re.DOTALL):
                     self._say(f"error: {found[1]} cannot be written: make it writable for you")
+                elif found := re.search(KILLED, text):
+                    self._say(
+                        f"error: this step was ended from outside ({found[1]}), as happens where "
+                        "memory runs out: run fewer steps at a time, such as with CORES=1"
+                    )
                 elif not any(phrase in text for phrase in SAID_BY_THE_JOB):
                     self._say(text)
             elif event is None and record.getMessage().startswith("Nothing to be done"):
