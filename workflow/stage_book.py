@@ -10,6 +10,7 @@ from pathlib import Path
 
 import bench_tables
 import book_tables
+import citation
 import nbformat
 import pages
 import scaling
@@ -89,7 +90,10 @@ def main() -> None:
     preset = open_preset(**arguments)
     notebooks = [Path(name) for name in sys.argv[split + 1 :]]
     numbers = quoted(preset, [path.stem for path in notebooks])
+    cited = citation.read()
     run = {
+        "authors": ", ".join(map(citation.full_name, cited["authors"])),
+        "repository": cited.get("repository-code", ""),
         "source": preset.source,
         "preset": preset.name,
         "commit": commit(),  # of the book, whichever trained the runs in it
