@@ -88,7 +88,7 @@ def codemeta(cited: dict[str, Any]) -> dict[str, Any]:
 
 
 def zenodo(cited: dict[str, Any]) -> dict[str, Any]:
-    """Metadata of a deposit, for https://developers.zenodo.org: HTML, and names with the family's first."""
+    """Metadata of a deposit, for https://developers.zenodo.org; the description is HTML."""
     creators = []
     for author in cited["authors"]:
         family = " ".join(author[p] for p in ("name-particle", "family-names") if p in author)

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 #: Packages by the module they are imported as, where that is not their name.
 PACKAGE_OF = {
     "yaml": "pyyaml",
+    "bs4": "beautifulsoup4",
     "PIL": "pillow",
     "skimage": "scikit-image",
     "IPython": "ipykernel",
@@ -29,6 +30,7 @@ PACKAGE_OF = {
 #: Imported, and brought by a package that is required for its own sake.
 BROUGHT_BY = {
     "anndata": "scanpy",
+    "beautifulsoup4": "sphinx-book-theme",
     "geopandas": "squidpy",
     "shapely": "squidpy",
     "spatialdata": "squidpy",
@@ -77,6 +79,12 @@ def test_jupyterlab_fits_the_environment_that_it_is_added_to():
     shared = set(added) & set(LOCKED)
     assert {n: version(added[n]) for n in shared} == {n: version(LOCKED[n]) for n in shared}
     assert len(shared) > 20 and "jupytext" in LOCKED
+
+
+def test_checkers_are_locked_in_an_environment_of_their_own():
+    locked = requirements("requirements-check.lock.txt")
+    for name, requirement in requirements("requirements-check.in").items():
+        assert requirement.specifier.contains(version(locked[name])), name
 
 
 def imported() -> dict[str, str]:
