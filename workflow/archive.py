@@ -23,7 +23,7 @@ from sparsity_trap.settings import ROOT, SOURCE_NAMES, Preset, UserError
 
 #: The source, by name: what else lies in the checkout, such as a cohort file, is somebody's own.
 SOURCE = (
-    ".binder", ".ci", ".github", "benchmarks", "book", "notebooks", "presets", "published",
+    "binder", ".ci", ".github", "benchmarks", "book", "notebooks", "presets", "published",
     "results/bench", "results/real_tiles", "sparsity_trap", "tests", "workflow",
     ".dockerignore", ".gitignore", ".zenodo.json", "CHANGELOG.md", "CITATION.cff",
     "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Makefile", "README.md", "_config.yml", "_toc.yml",

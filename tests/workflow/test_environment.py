@@ -126,7 +126,7 @@ def test_one_python_everywhere():
     (docker,) = re.findall(
         r"^FROM python:([\d.]+)-", (ROOT / "Dockerfile").read_text(), re.MULTILINE
     )
-    binder = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
+    binder = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("python-")
     assert {conda, make, docker, binder} == {"3.11"} and allowed.contains("3.11.0")
     assert allowed.contains(".".join(map(str, sys.version_info[:3])))
 
@@ -136,7 +136,7 @@ def test_environments_are_made_from_the_lock():
     (pip,) = [d["pip"] for d in environment if isinstance(d, dict)]
     assert pip == ["-r requirements.lock.txt", "-e ."]
     assert {"make", "git", "pip"} <= {d for d in environment if isinstance(d, str)}
-    assert "-r ../requirements.lock.txt" in (ROOT / ".binder" / "requirements.txt").read_text()
+    assert "-r ../requirements.lock.txt" in (ROOT / "binder" / "requirements.txt").read_text()
     assert "make env" in (ROOT / "Dockerfile").read_text()
 
 

@@ -30,7 +30,7 @@ TEXTS = {
         "Simulated sections", "Front",
         '<p>See <a href="run/a.html#here">the place</a>, <a href="run/b%20c.html">below</a>, '
         '<a href="../_downloads/x.csv">a file</a>, <a href="https://example.org">out</a>.</p>'
-        '<img src="../_images/dot.png">',
+        '<img src="../_images/dot.png" width="50">',
         "run/a.html",
     ),
     "book/run/a.html": (
@@ -38,22 +38,24 @@ TEXTS = {
         '<p id="here">Here. <a href="#top">up</a></p><details class="hide"><p>folded code</p>'
         '</details><details class="sd-dropdown"><p>dropped down</p></details>'
         '<div class="interactive-plot">interactive</div><noscript>without scripts</noscript>'
-        f'<table><tr>{"<td>unbreakable-word</td>" * 12}<td>last</td></tr></table>',
+        f'<table><tr>{"<td>unbreakableword</td>" * 20}<td>last</td></tr></table>',
         "b%20c.html",
     ),
     "book/run/b c.html": ("Simulated sections", "1.1. Below", "<p>End.</p>", ""),
 }  # fmt: skip
 
-#: Text of each page, the pages that links lead to, titles of the outline, and the right-most text.
+#: Text of each page, the pages that links lead to, titles of the outline, the right-most text, the
+#: page's width, and the size of words.
 READ = """
 import json, sys
 from pypdf import PdfReader
 
-reader, right = PdfReader(sys.argv[1]), []
+reader, right, sizes = PdfReader(sys.argv[1]), [], {}
 
 def place(text, cm, tm, font, size):
     if text.strip():
         right.append(tm[4] * cm[0] + cm[4])
+        sizes[text.strip()] = abs(size * tm[0] * cm[0])
 
 texts = [page.extract_text(visitor_text=place) for page in reader.pages]
 number = {page.indirect_reference.idnum: i for i, page in enumerate(reader.pages)}
@@ -70,7 +72,8 @@ for page in reader.pages:
             page_of = spot.page if isinstance(target, str) else spot[0]
             links.append(number[page_of.idnum])
 titles = [str(entry.title) for entry in reader.outline if not isinstance(entry, list)]
-print(json.dumps([texts, links, titles, max(right), float(reader.pages[0].mediabox.width)]))
+width = float(reader.pages[0].mediabox.width)
+print(json.dumps([texts, links, titles, max(right), width, sizes]))
 """
 
 
@@ -127,7 +130,7 @@ def test_a_pdf_has_numbers_marks_links_and_nothing_beyond_the_margin(joined, tmp
         pytest.skip("chromium is not installed")
     pdf = tmp_path / "book.pdf"
     print_book.to_pdf(joined, pdf)
-    texts, links, titles, right, width = ask(READ, pdf)
+    texts, links, titles, right, width, sizes = ask(READ, pdf)
     assert len(texts) == 4
     assert [f"{i} / 4" in text for i, text in enumerate(texts, 1)] == [True] * 4
     assert 'Real "counts"' in texts[2] and "Simulated" not in texts[2]
@@ -136,6 +139,8 @@ def test_a_pdf_has_numbers_marks_links_and_nothing_beyond_the_margin(joined, tmp
     assert links == [1, 2, 3, 2, 3, "https://example.org/", 2]
     assert titles == ["The title", "Front", "1. First", "1.1. Below"]
     assert right < width - 17 / 25.4 * 72
+    # Chromium shrinks a page to its widest table, unless the table is made to fit.
+    assert sizes["1. First"] == pytest.approx(2 * 9.5, rel=0.01)
 
 
 def test_missing_pictures_and_programs_are_said(joined, tmp_path, monkeypatch):
