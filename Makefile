@@ -137,7 +137,7 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 stability: $(STAMP)  ## repeat the runs of PRESET with other seeds and threads; writes results/bench/stability.json
 	@$(BIN)/python workflow/stability.py $(PRESET) --cores $(CORES)
 
-metadata: $(STAMP)  ## write codemeta.json and .zenodo.json from CITATION.cff
+metadata: $(STAMP)  ## write codemeta.json, .zenodo.json and paper.md from CITATION.cff
 	@$(BIN)/python workflow/citation.py
 
 # An environment of their own: the validator needs an older rich than import-linter does.

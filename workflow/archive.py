@@ -27,7 +27,8 @@ SOURCE = (
     "results/bench", "results/real_tiles", "sparsity_trap", "tests", "workflow",
     ".dockerignore", ".gitignore", ".zenodo.json", "CHANGELOG.md", "CITATION.cff",
     "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Makefile", "README.md", "_config.yml", "_toc.yml",
-    "codemeta.json", "cohort.example.yaml", "environment.yml", "pyproject.toml",
+    "codemeta.json", "cohort.example.yaml", "content", "environment.yml", "paper.bib", "paper.md",
+    "pyproject.toml",
 )  # fmt: skip
 
 README = """# {title}

@@ -1,4 +1,4 @@
-"""codemeta.json and .zenodo.json, from CITATION.cff, the one place that is edited:
+"""codemeta.json, .zenodo.json and paper.md, from CITATION.cff, the one place that is edited:
 
 python workflow/citation.py
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sparsity_trap.files import building
 from sparsity_trap.settings import ROOT, UserError
 
 SOURCE = ROOT / "CITATION.cff"
+ORCID = "https://orcid.org/"
 
 #: What the other files are made of.
 NEEDED = ("title", "abstract", "version", "license", "authors", "keywords")
@@ -98,7 +100,7 @@ def zenodo(cited: dict[str, Any]) -> dict[str, Any]:
         if "affiliation" in author:
             creator["affiliation"] = author["affiliation"]
         if "orcid" in author:
-            creator["orcid"] = author["orcid"].removeprefix("https://orcid.org/")
+            creator["orcid"] = author["orcid"].removeprefix(ORCID)
         creators.append(creator)
     related = [("references", reference["url"]) for reference in cited.get("references", [])]
     if repository := cited.get("repository-code"):
@@ -118,19 +120,44 @@ def zenodo(cited: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-#: File -> what it holds.
-FILES = {"codemeta.json": codemeta, ".zenodo.json": zenodo}
+def paper(cited: dict[str, Any]) -> str:
+    """Authors and summary of a preprint at NeuroLibre (https://docs.neurolibre.org)."""
+    places = list(dict.fromkeys(a["affiliation"] for a in cited["authors"] if "affiliation" in a))
+    authors = []
+    for author in cited["authors"]:
+        entry: dict[str, Any] = {"name": full_name(author)}
+        if "orcid" in author:
+            entry["orcid"] = author["orcid"].removeprefix(ORCID)
+        if "affiliation" in author:
+            entry["affiliation"] = places.index(author["affiliation"]) + 1
+        authors.append(entry)
+    front: dict[str, Any] = {"title": cited["title"], "tags": cited["keywords"], "authors": authors}
+    if places:
+        front["affiliations"] = [{"name": name, "index": i} for i, name in enumerate(places, 1)]
+    if "date-released" in cited:
+        front["date"] = str(cited["date-released"])
+    front["bibliography"] = "paper.bib"
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{head}---\n\n# Summary\n\n{cited['abstract'].strip()}\n"
+
+
+#: File -> its text.
+FILES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "codemeta.json": lambda cited: _json(codemeta(cited)),
+    ".zenodo.json": lambda cited: _json(zenodo(cited)),
+    "paper.md": paper,
+}
+
+
+def _json(described: dict[str, Any]) -> str:
+    return json.dumps(described, indent=2, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
     cited = read()
-    for name, describe in FILES.items():
+    for name, text in FILES.items():
         with building(ROOT / name) as path:
-            path.write_text(as_text(describe(cited)), encoding="utf8")
-
-
-def as_text(described: dict[str, Any]) -> str:
-    return json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+            path.write_text(text(cited), encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ PEOPLE = [
 
 @pytest.mark.parametrize("name", citation.FILES)
 def test_files_follow_the_citation(name):
-    assert (ROOT / name).read_text() == citation.as_text(citation.FILES[name](CITED)), (
-        "run make metadata"
-    )
+    assert (ROOT / name).read_text() == citation.FILES[name](CITED), "run make metadata"
 
 
 def test_the_project_has_the_same_title_version_and_licence():
@@ -70,6 +68,13 @@ def test_people_and_groups_keep_what_is_known_of_them():
         },
         {"name": "The others"},
     ]
+    _, front, text = citation.paper(cited).split("---\n")
+    assert yaml.safe_load(front)["authors"] == [
+        {"name": "Ludwig van Beethoven", "orcid": "0000-0002-1825-0097", "affiliation": 1},
+        {"name": "The others"},
+    ]
+    assert yaml.safe_load(front)["affiliations"] == [{"name": "Court of Bonn", "index": 1}]
+    assert CITED["abstract"].strip() in text
     assert meta["codeRepository"] == zenodo["related_identifiers"][-1]["identifier"]
     for name in ("title", "version"):
         assert zenodo[name] == meta["name" if name == "title" else name] == CITED[name]
@@ -91,6 +96,16 @@ def test_what_cannot_be_cited_is_said(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(UserError, match=said):
         citation.read(path)
+
+
+def test_a_preprint_server_finds_what_it_asks_for():
+    front = yaml.safe_load((ROOT / "paper.md").read_text().split("---\n")[1])
+    assert (ROOT / front["bibliography"]).samefile(ROOT / "book" / "references.bib")
+    for name in ("_config.yml", "_toc.yml"):
+        assert (ROOT / "content" / name).samefile(ROOT / name)
+    toc = yaml.safe_load((ROOT / "content" / "_toc.yml").read_text())
+    assert (ROOT / "content" / f"{toc['root']}.md").is_file()
+    assert (ROOT / "binder" / "requirements.txt").is_file()
 
 
 def test_examples_are_right():
