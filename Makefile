@@ -53,6 +53,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH = $(shell grep '^torch==' requirements.lock.txt)
 LAB_STAMP := $(VENV)/.installed-lab
+CHECK_STAMP := .venv-check/.installed
 
 absolute = $(if $(patsubst /%,,$(firstword $(1))),$(CURDIR)/)$(1)
 export SPARSITY_TRAP_LABELS := $(call absolute,$(LABELS))
@@ -79,7 +80,7 @@ OPTIONS = --snakefile workflow/Snakefile --cores $(CORES) --resources gpu=$(GPUS
 	--rerun-triggers mtime params input --rerun-incomplete
 
 .DEFAULT_GOAL := help
-.PHONY: help env book results plan edit lab notebooks serve watch doctor download score tiles bench bench-train stability test linkcheck lint clean
+.PHONY: help env book pdf archive results plan edit lab notebooks serve watch doctor download score tiles bench bench-train stability metadata checkers test linkcheck lint clean
 
 help:  ## list the targets
 	@echo "The Sparsity Trap: make TARGET [PRESET=smoke|laptop|study|paper] [SOURCE=simulated|tissue-map|spaceranger] [COHORT=file] [PROFILE=slurm]"
@@ -110,6 +111,12 @@ $(STAMP): requirements.lock.txt pyproject.toml
 book: $(STAMP)  ## run the preset and build the book: _build/html/index.html
 	@$(SNAKEMAKE) --logger sparsity-trap -- book
 	@echo "the book: $$PWD/_build/html/index.html"
+
+pdf: book  ## print the book, with Chromium: _build/pdf/the-sparsity-trap.pdf
+	@$(BIN)/python workflow/print_book.py
+
+archive: book  ## pack book, source, numbers, tables and provenance: an RO-Crate in _build/archive
+	@$(BIN)/python workflow/archive.py "preset=$$PRESET" "source=$$SOURCE" "cohort=$$COHORT"
 
 results: $(STAMP)  ## run the preset without building the book
 	@$(SNAKEMAKE) --logger sparsity-trap -- results
@@ -174,6 +181,18 @@ bench-train: $(STAMP)  ## measure a training step against its floor; writes resu
 stability: $(STAMP)  ## repeat the runs of PRESET with other seeds and threads; writes results/bench/stability.json
 	@$(BIN)/python workflow/stability.py --cores $(CORES) -- "$$PRESET"
 
+metadata: $(STAMP)  ## write codemeta.json, .zenodo.json and paper.md from CITATION.cff
+	@$(BIN)/python workflow/citation.py
+
+# An environment of their own: the validator needs an older rich than import-linter does.
+checkers: $(CHECK_STAMP)  ## install what checks archives and PDFs in the tests, in .venv-check
+
+$(CHECK_STAMP): requirements-check.lock.txt $(STAMP)
+	@echo "installing the validator of RO-Crates and a reader of PDFs"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-check
+	@$(BIN)/uv pip install --quiet --python .venv-check/bin/python --no-deps -r requirements-check.lock.txt
+	@touch $@
+
 test: $(STAMP)  ## run the tests, the smoke book among them
 	@# One process more than cores: some tests wait for others' processes.
 	@$(BIN)/python -m pytest -n $$(( $(CORES) + 1 )) --durations=15
@@ -191,5 +210,5 @@ lint: $(STAMP)  ## check style, types and which folder imports which
 # is somebody's own.
 clean:  ## remove results, the built book and the environment
 	for file in presets/*.yaml; do name=$${file##*/}; rm -rf "results/$${name%.yaml}" "results/$${name%.yaml}"-*; done
-	rm -rf results/tiles _build book/executed book/.executed.* .snakemake $(VENV) $(wildcard */__pycache__ */*/__pycache__) \
+	rm -rf results/tiles _build book/executed book/.executed.* .snakemake $(VENV) .venv-check $(wildcard */__pycache__ */*/__pycache__) \
 		.pytest_cache .hypothesis .ruff_cache .mypy_cache *.egg-info

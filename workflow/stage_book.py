@@ -10,6 +10,7 @@ from pathlib import Path
 
 import bench_tables
 import book_tables
+import citation
 import front
 import nbformat
 import pages
@@ -93,7 +94,10 @@ def main() -> None:
     numbers = quoted(preset, [path.stem for path in notebooks])
     ledgers = read_ledgers(preset.folder / "tables").values()
     numbers |= {f"verdict.{row.key}": row.verdict for x in ledgers for row in x.itertuples()}
+    cited = citation.read()
     run = {
+        "authors": ", ".join(map(citation.full_name, cited["authors"])),
+        "repository": cited.get("repository-code", ""),
         "source": preset.source,
         "preset": preset.name,
         "commit": commit(),  # of the book, whichever trained the runs in it

@@ -154,7 +154,11 @@ class RunFiles(Directive):
 
 
 def show_source(app: Sphinx, config: Config) -> None:
-    """Put the source of the sections into the banner and the footer of every page."""
+    """Put the source of the sections into the banner and the footer of every page.
+
+    The authors and the address of the repository are those of ``CITATION.cff``, by way of the run;
+    an address from the environment goes first.
+    """
     path = Path(app.srcdir, config.sparsity_trap_executed, "run.json")
     if not path.is_file():
         logger.warning("%s is missing; %s", path, _REMEDY, type="sparsity_trap")
@@ -162,6 +166,9 @@ def show_source(app: Sphinx, config: Config) -> None:
     run = {key: html.escape(str(value)) for key, value in json.loads(path.read_text()).items()}
     source = html.escape(SOURCE_NAMES.get(run["source"], run["source"]))
     preset = run.get("preset", "unknown")
+    config.author = run.get("authors", "unknown")
+    if run.get("repository") and not config.sparsity_trap_repository:
+        config.sparsity_trap_repository = run["repository"]
     config.html_theme_options["announcement"] = (
         f'<span class="source source-{run.get("source")}">{source} · preset {preset}</span>'
     )
@@ -190,8 +197,8 @@ def check_repository(app: Sphinx, config: Config) -> None:
     if address and not REPOSITORY.fullmatch(address):
         config.sparsity_trap_repository = ""
         logger.warning(
-            "SPARSITY_TRAP_REPOSITORY is '%s': give the address of the repository's page, "
-            "such as https://github.com/owner/name, or nothing",
+            "the repository's address is '%s': name its page in SPARSITY_TRAP_REPOSITORY or as "
+            "repository-code in CITATION.cff, such as https://github.com/owner/name, or nothing",
             # An address with a password in it must not end up in a log.
             re.sub(r"//.*@", "//…@", address),
             type="sparsity_trap",

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 #: Packages by the module they are imported as, where that is not their name.
 PACKAGE_OF = {
     "yaml": "pyyaml",
+    "bs4": "beautifulsoup4",
     "PIL": "pillow",
     "skimage": "scikit-image",
     "IPython": "ipykernel",
@@ -29,6 +30,7 @@ PACKAGE_OF = {
 #: Imported, and brought by a package that is required for its own sake.
 BROUGHT_BY = {
     "anndata": "scanpy",
+    "beautifulsoup4": "sphinx-book-theme",
     "geopandas": "squidpy",
     "shapely": "squidpy",
     "spatialdata": "squidpy",
@@ -79,6 +81,12 @@ def test_jupyterlab_fits_the_environment_that_it_is_added_to():
     assert len(shared) > 20 and "jupytext" in LOCKED
 
 
+def test_checkers_are_locked_in_an_environment_of_their_own():
+    locked = requirements("requirements-check.lock.txt")
+    for name, requirement in requirements("requirements-check.in").items():
+        assert requirement.specifier.contains(version(locked[name])), name
+
+
 def imported() -> dict[str, str]:
     """Modules of other packages that the program imports, and a file that does."""
     own = {path.stem for path in (ROOT / "workflow").glob("*.py")} | {
@@ -118,7 +126,7 @@ def test_one_python_everywhere():
     (docker,) = re.findall(
         r"^FROM python:([\d.]+)-", (ROOT / "Dockerfile").read_text(), re.MULTILINE
     )
-    binder = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
+    binder = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("python-")
     assert {conda, make, docker, binder} == {"3.11"} and allowed.contains("3.11.0")
     assert allowed.contains(".".join(map(str, sys.version_info[:3])))
 
@@ -128,7 +136,7 @@ def test_environments_are_made_from_the_lock():
     (pip,) = [d["pip"] for d in environment if isinstance(d, dict)]
     assert pip == ["-r requirements.lock.txt", "-e ."]
     assert {"make", "git", "pip"} <= {d for d in environment if isinstance(d, str)}
-    assert "-r ../requirements.lock.txt" in (ROOT / ".binder" / "requirements.txt").read_text()
+    assert "-r ../requirements.lock.txt" in (ROOT / "binder" / "requirements.txt").read_text()
     assert "make env" in (ROOT / "Dockerfile").read_text()
 
 

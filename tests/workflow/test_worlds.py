@@ -127,7 +127,7 @@ def checkout(write, tmp_path) -> Path:
     """A copy of the program, with the preset ``tiny`` among its own."""
     folder = tmp_path / "checkout"
     copy_program(folder, "sparsity_trap", "workflow", "notebooks", "presets", "published", "book")
-    for name in ("_config.yml", "_toc.yml", "requirements.in"):
+    for name in ("_config.yml", "_toc.yml", "requirements.in", "CITATION.cff"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(tmp_path / "tiny.yaml", folder / "presets")
     return folder
