@@ -27,7 +27,7 @@ from sparsity_trap.analysis import published
 from sparsity_trap.analysis.association import LEAST_GENES, dealt, mean_table, rho
 from sparsity_trap.analysis.effects import LEAST_PAIRS, contrast, crossed_draws, gains
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM
-from sparsity_trap.show import interactive, style, tables
+from sparsity_trap.show import interactive, recompute, style, tables
 
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "04_sparsity")
@@ -254,6 +254,21 @@ for category in scored["category"].unique():
     left_out[category] = {"n_genes": len(rest), **association(by_run, rest)}
 left_out = pd.DataFrame.from_dict(left_out, orient="index")
 tables.show(left_out.rename_axis("category left out").reset_index())
+
+# %% [markdown]
+# (recompute-sparsity)=
+# ### Choose for yourself
+#
+# Leave out categories, take another score or other arms, or set what counts as worth the name; the page computes ρ, mean gain, intervals and verdicts anew. The mean gain has the interval of the table of categories, ρ that of this page, with other random draws.
+# The verdict is that of [the claims](10_claims.ipynb), of one test alone: supported if the effect is worth the name and above 0, not supported if it is below what is worth the name; tested one-sided at 2.5 %.
+#
+# A table of your own is a CSV with a row per gene and the headings `gene`, `sparsity` and two scores: `score_1` and `score_2`, or any two of one name with the endings `_mse` and `_poisson`, as table S1 has them. `category` is used if it is there, and with `run` a gene may have a row for each run.
+# Its gain is the second score minus the first. The table is read by this page and sent nowhere. An interval over genes alone, such as that of a table of one run, speaks of those runs and not of the loss: runs of the same arms differ.
+
+# %%
+compared = {"E − D": weights}
+compared |= {f"{second} − {first}": {second: 1, first: -1} for first, second in LOSS_PAIRS.values()}
+recompute.recompute(paired, compared, patches)
 
 # %% [markdown]
 # ## Is it sparsity?
