@@ -93,7 +93,7 @@ def _measures(
 ) -> dict[str, dict[str, Any]]:
     """Title of each score -> gains by run and gene, runs of each patient, part of the patches."""
     measures = {}
-    for score in SCORES:
+    for score in (score for score in SCORES if score in scores):
         by_run = gains(scores, weights, score).reindex(columns=genes)
         if by_run.empty:
             continue
