@@ -95,10 +95,10 @@ quote("sparsity", least_run=single["rho"].min(), largest_run=single["rho"].max()
 tables.show(pd.DataFrame([{"runs": len(by_run), "n_genes": len(scored), **over_genes}]))
 
 # %% [markdown]
-# Over {val}`sparsity.n_genes` genes, sparsity and the mean gain from D to E over {val}`sparsity.n_runs` runs have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`). In single runs it lies between {val}`sparsity.least_run:+.2f` and {val}`sparsity.largest_run:+.2f`. {numref}`fig-sparsity` shows every gene; its interactive copy opens a gene's maps at a click.
+# Over {val}`sparsity.n_genes` genes, sparsity and the mean gain from D to E over {val}`sparsity.n_runs` runs have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`). In single runs it lies between {val}`sparsity.least_run:+.2f` and {val}`sparsity.largest_run:+.2f`. {numref}`fig-sparsity` shows every gene; on the screen a click opens its maps, and the axes can be chosen.
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity. Points: genes, mean over runs; upright lines: from the least to the largest gain of a run. Grey lines: least squares in each run; black: of the mean gain."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category, with a line for each run"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity. Points: genes, mean over runs; upright lines: from the least to the largest gain of a run. In print, also lines of least squares: grey, of each run; black, of the mean gain."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category, with a line for each run"}}
 def name_farthest(axis, x, y, names):
     """Name the six points farthest from the median, but for names that would cover something."""
     taken = []  # left, right and height of a name
@@ -149,18 +149,22 @@ if len(scored):
 drawn = scored[["gene", "category", "sparsity", "delta_pcc_8um"]]
 style.mark(figure, settings.source, drawn.assign(least=least, largest=largest))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 across = {
     "sparsity (% of in-tissue 2 µm bins with count 0)": 100 * genes["sparsity"],
     "mean count per 2 µm bin": genes["mean_count"],
     "PCC 8 µm of arm D": genes["pcc_8um_mse"],
 }
-up = {
-    f"gain in {tables.TITLES[name]}, E − D": genes[f"{name}_poisson"] - genes[f"{name}_mse"]
-    for name in ("pcc_8um", "pcc_2um", "ssim_2um", "d2")
-}
-plot, choices = interactive.gene_scatter(genes, across, up, settings.source)
-interactive.show(plot, "sparsity", gene_page="05b_browser.html", choices=choices)
+up, ends = {}, {}
+for name in ("pcc_8um", "pcc_2um", "ssim_2um", "d2"):
+    title = f"gain in {tables.TITLES[name]}, E − D"
+    up[title] = genes[f"{name}_poisson"] - genes[f"{name}_mse"]
+    of_runs = gains(home, weights, name).reindex(columns=genes["gene"])
+    ends[title] = tuple(end.reset_index(drop=True) for end in (of_runs.min(), of_runs.max()))
+plot, choices = interactive.gene_scatter(genes, across, up, settings.source, ends=ends)
+interactive.show(
+    plot, "sparsity", gene_page="05b_browser.html", choices=choices, in_place_of="fig-sparsity"
+)
 
 # %% [markdown]
 # The mitochondrial genes are, on average, the least sparse of the panel. Without them:

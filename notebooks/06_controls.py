@@ -179,7 +179,9 @@ up = {
     for width in (8, 2) for arm, column in (("E", "poisson"), ("D", "mse"))
 }  # fmt: skip
 plot, choices = interactive.gene_scatter(genes, across, up, settings.source, diagonal=True)
-interactive.show(plot, "ceiling", gene_page="05b_browser.html", choices=choices)
+interactive.show(
+    plot, "ceiling", gene_page="05b_browser.html", choices=choices, in_place_of="fig-ceiling"
+)
 
 # %%
 reached = {}

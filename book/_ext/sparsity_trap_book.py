@@ -254,7 +254,7 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
     mathjax = _package("sphinx-mathjax-offline") / "static" / "mathjax"
     for part in MATHJAX_PARTS:
         _copy(mathjax / part, assets / "mathjax" / part)
-    assets.joinpath("plotly.js").write_text(plotly_script(), encoding="utf8")
+    put_plotly(assets)
     place = Path(app.config.sparsity_trap_executed, "viewer")
     shutil.rmtree(Path(app.outdir, place), ignore_errors=True)  # of another preset
     if Path(app.srcdir, place).is_dir():
@@ -268,14 +268,13 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
             page.write_text(mended, encoding="utf8")
 
 
-def plotly_script() -> str:
-    """plotly.js as its package has it, and the script that draws the plots of a page."""
+def put_plotly(folder: Path) -> None:
+    """Write plotly.js, as its package has it, and beside it the script that fetches and uses it."""
     library = _package("plotly") / "package_data" / "plotly.min.js"
-    draw = _package("sparsity_trap.show") / "assets" / "plots.js"
     # Else plotly.js looks for MathJax on another host.
-    local = 'window.PlotlyConfig = { MathJaxConfig: "local" };'
-    parts = local, *(path.read_text(encoding="utf8") for path in (library, draw))
-    return "\n".join((*parts, "drawSparsityPlots();"))
+    local = 'window.PlotlyConfig = { MathJaxConfig: "local" };\n'
+    folder.joinpath("plotly.js").write_text(local + library.read_text("utf8"), encoding="utf8")
+    _copy(_package("sparsity_trap.show") / "assets" / "plots.js", folder / "plots.js")
 
 
 def _package(name: str) -> Path:
