@@ -113,7 +113,7 @@ def name_farthest(axis, x, y, names):
             if inside and not covered.any() and all(apart):
                 axis.annotate(
                     names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
-                    ha=side, va="center", fontsize=6.5, style="italic",
+                    ha=side, va="center", fontsize=7, style="italic",
                 )  # fmt: skip
                 taken.append((left, right, y[i]))
                 break
@@ -365,7 +365,7 @@ drawn = genes.sort_values(
     key=lambda s: s.map(order.index) if s.name == "category" else -s,
 )
 columns = ["pcc_2um", "pcc_8um", "ssim_2um", "ssim_8um"]
-figure, axes = style.subplots(len(columns), 1, figsize=(9.6, 3.9), sharex=True)
+figure, axes = style.subplots(len(columns), 1, figsize=(7, 3.9), sharex=True)
 for axis, column in zip(axes, columns, strict=True):
     values = drawn[[f"{column}_mse", f"{column}_poisson"]].to_numpy().T
     top = np.nanmax(values, initial=0.1)
@@ -375,7 +375,7 @@ for axis, column in zip(axes, columns, strict=True):
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)
-for label, category in style.name_genes(axes[-1], drawn, fontsize=6.3):
+for label, category in style.name_genes(axes[-1], drawn, fontsize=7):
     label.set_color(style.CATEGORY_COLOURS[category])
 both = [f"{column}_{loss}" for column in columns for loss in ("mse", "poisson")]
 style.mark(figure, settings.source, drawn[["gene", "category", *both]])

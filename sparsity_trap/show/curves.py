@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from sparsity_trap.show.style import Exhibit, arm_style, mark, subplots
+from sparsity_trap.show.style import Exhibit, arm_style, letter, mark, subplots
 
 
 def training_dynamics(logs: Mapping[str, pd.DataFrame], source: str) -> Exhibit:
@@ -38,6 +38,7 @@ def training_dynamics(logs: Mapping[str, pd.DataFrame], source: str) -> Exhibit:
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    letter(*axes)
     axes[1].legend(
         title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5,
         loc="center left", bbox_to_anchor=(1, 0.5),

@@ -45,6 +45,9 @@ SCORE_MAP = matplotlib.colormaps["cividis"].with_extremes(bad="#EDEDED")
 
 #: Gene names that fit below an axis.
 _NAMES = 80
+#: Letters have at least so many points in print, where a figure is as wide as the text, in inches:
+#: A4 without the margins that ``book/_static/custom.css`` has.
+LEAST_POINTS, PRINT_WIDTH = 7, 7.0
 _STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -163,7 +166,7 @@ def subplots(
 
 
 def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
-    """Write the kind of data into the figure; keep the numbers drawn.
+    """Write the kind of data into the figure; keep the numbers drawn; make small letters legible.
 
     ``source`` is that of the sections, nothing being written where they were measured, or a family
     of `families.FAMILIES`.
@@ -172,10 +175,11 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
     others = {name: family.mark.upper() for name, family in FAMILIES.items() if family.mark}
     if note := (others | MARKS).get(source):
         figure.text(
-            0.995, 0.002, note, ha="right", va="bottom", fontsize=6.5, weight="bold",
+            0.995, 0.002, note, ha="right", va="bottom", fontsize=LEAST_POINTS, weight="bold",
             color="#A32020" if source in MARKS else "#1B6B4A", in_layout=False,
         )  # fmt: skip
         figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    _legible(figure)
     return figure
 
 
@@ -185,6 +189,22 @@ def not_trained(what: str) -> Exhibit:
     text = f"The preset of this build does not train {what}."
     figure.text(0.5, 0.5, text, ha="center", va="center", color="#777777", style="italic")
     return figure
+
+
+def letter(*axes: Axes) -> None:
+    """Name panels of different kinds a, b, c …, for captions and text to refer to."""
+    for axis, name in zip(axes, "abcdefgh", strict=False):
+        axis.set_title(name, loc="left", weight="bold")
+
+
+def _legible(figure: Exhibit) -> None:
+    """Raise letters that a wide figure would print below `LEAST_POINTS`."""
+    least = LEAST_POINTS * max(1.0, figure.get_figwidth() / PRINT_WIDTH)
+    if least > _STYLE["font.size"]:
+        for axis in figure.axes:
+            axis.tick_params(labelsize=least)
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(text.get_fontsize(), least))
 
 
 def name_genes(axis: Axes, table: pd.DataFrame, **style: Any) -> list[tuple[Text, str]]:
@@ -199,7 +219,7 @@ def category_legend(axis: Axes, categories: pd.Series) -> None:
     """Legend of the gene categories that occur."""
     for name in dict.fromkeys(categories):
         axis.scatter([], [], s=14, color=CATEGORY_COLOURS[name], label=name)
-    axis.legend(loc="upper left", fontsize=6.5, handletextpad=0.2)
+    axis.legend(loc="upper left", fontsize=LEAST_POINTS, handletextpad=0.2)
 
 
 def arm_style(name: str) -> tuple[str, str]:
