@@ -231,7 +231,7 @@ ended = [f"seed {r.run.seed}{' collapsed' * runs.collapsed(r.genes)}" for r in (
 of_run = [f"MSE (D)\n{ended[0]}", f"Poisson (E)\n{ended[1]}"]
 for axis, title in zip(panels, ("H&E", "counts", *of_run), strict=True):
     axis.set_title(title)
-figure.suptitle(f"a   {gene}, one patch at 8 µm, one run", x=0.01, ha="left", weight="bold")
+figure.suptitle(f"a   {gene}, one patch at 8 µm, one run", x=0.01, ha="left", weight="bold", size=9)
 
 dumbbells = figure.add_subplot(rows[1])
 bars = figure.add_subplot(rows[2].subgridspec(1, 2)[0])
@@ -267,6 +267,7 @@ for shift, arm, colour in sides:
 bars.set_xticks(range(len(names)), names.values())
 bars.set_title("c   mean over genes", loc="left", weight="bold")
 bars.margins(y=0.15)
+bars.set_ylabel("score")
 for axis in (dumbbells, bars):
     axis.axhline(0, color="#888888", lw=0.6)
 style.mark(figure, settings.source, genes.drop(columns=["sparsity", "mean_count", "delta_pcc_8um"]))

@@ -371,7 +371,7 @@ for axis, column in zip(axes, columns, strict=True):
     top = np.nanmax(values, initial=0.1)
     shown = axis.imshow(values, cmap=style.SCORE_MAP, vmin=0, vmax=top, aspect="auto")
     axis.set_yticks([0, 1], ["MSE", "Poisson"], fontsize=7)
-    axis.set_ylabel(tables.TITLES[column], rotation=0, ha="right", va="center", labelpad=38)
+    axis.set_ylabel(tables.TITLES[column], rotation=0, ha="right", va="center", labelpad=6)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)

@@ -530,7 +530,7 @@ left.set(
     xlabel="epoch of the checkpoint",
     ylabel="pooled PCC at 8 µm",
     xlim=(0, 44),
-    ylim=(0, 0.58),
+    ylim=(0, 0.85),
     title="longer training",
 )
 left.legend(fontsize=7, loc="upper left", columnspacing=0.8, handletextpad=0.3)

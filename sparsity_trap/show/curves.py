@@ -33,8 +33,8 @@ def training_dynamics(logs: Mapping[str, pd.DataFrame], source: str) -> Exhibit:
         for axis, values in zip(axes, (left, log["validation_pcc_8um"]), strict=True):
             axis.plot(log["epoch"], values, line, color=colour, lw=1.4, label=name)
             axis.plot(log["epoch"][best], values[best], "o", color=colour, ms=4.5)
-    axes[0].set_ylabel("held-out loss, first epoch 1, lowest 0")
-    axes[1].set_ylabel("held-out PCC at 8 µm (mean over genes)")
+    axes[0].set_ylabel("held-out loss,\nfirst epoch 1, lowest 0")
+    axes[1].set_ylabel("held-out PCC at 8 µm,\nmean over genes")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -178,8 +178,10 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
             0.995, 0.002, note, ha="right", va="bottom", fontsize=LEAST_POINTS, weight="bold",
             color="#A32020" if source in MARKS else "#1B6B4A", in_layout=False,
         )  # fmt: skip
-        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
     _legible(figure)
+    if note:
+        below = 1.3 * figure.texts[-1].get_fontsize() / 72 / figure.get_figheight()
+        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
     return figure
 
 
