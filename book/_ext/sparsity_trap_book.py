@@ -28,6 +28,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
+from sphinx.util.matching import patmatch
 
 from sparsity_trap.analysis.families import MARKED
 from sparsity_trap.settings import SOURCE_NAMES
@@ -174,6 +175,26 @@ def show_source(app: Sphinx, config: Config) -> None:
     )
 
 
+def exclude_unlisted(app: Sphinx, config: Config) -> None:
+    """Leave out what the table of contents does not list.
+
+    The extension that reads the table could do it (``only_build_toc_files``), but looks through all
+    results for it, hundreds of thousands of files.
+    """
+    source, listed = Path(app.srcdir), config.external_site_map
+    aside = [path.name for path in source.iterdir() if path.name != "book"]
+    for path in (source / "book").rglob("*"):
+        name = path.relative_to(source)
+        page = name.with_suffix("").as_posix()
+        if (
+            path.suffix in config.source_suffix
+            and page not in listed
+            and not any(patmatch(page, pattern) for pattern in listed.globs())
+        ):
+            aside.append(name.as_posix())
+    config.exclude_patterns = [*config.exclude_patterns, *aside]
+
+
 def mark_evidence(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -299,6 +320,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-files", RunFiles)
     app.connect("config-inited", show_source)
     app.connect("config-inited", check_repository)
+    # After the extension that reads the table of contents.
+    app.connect("config-inited", exclude_unlisted, priority=901)
     # After the theme, which begins an empty list of buttons.
     app.connect("html-page-context", add_repository_buttons, priority=502)
     app.connect("html-page-context", mark_evidence)
