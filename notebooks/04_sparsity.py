@@ -151,7 +151,7 @@ style.mark(figure, settings.source, drawn.assign(least=least, largest=largest))
 
 # %% tags=["remove-input"]
 across = {
-    "sparsity (% of in-tissue 2 µm bins with count 0)": 100 * genes["sparsity"],
+    "sparsity (% of bins with count 0)": 100 * genes["sparsity"],
     "mean count per 2 µm bin": genes["mean_count"],
     "PCC 8 µm of arm D": genes["pcc_8um_mse"],
 }

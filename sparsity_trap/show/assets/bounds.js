@@ -6,7 +6,8 @@
   const S = window.sparsityStatistics;
 
   function number(value, digits) {
-    const text = digits ? value.toFixed(digits) : String(Number(value.toPrecision(2)));
+    let text = digits ? value.toFixed(digits) : String(Number(value.toPrecision(2)));
+    if (Number(text) === 0) text = text.replace("-", "");
     return text.replace("-", "\u2212");
   }
 

@@ -10,7 +10,8 @@
 
   function number(value, digits) {
     if (!Number.isFinite(value)) return "undefined";
-    const text = digits ? value.toFixed(digits) : String(Number(value.toPrecision(2)));
+    let text = digits ? value.toFixed(digits) : String(Number(value.toPrecision(2)));
+    if (Number(text) === 0) text = text.replace("-", "");
     return text.replace("-", "\u2212");
   }
 
