@@ -48,7 +48,7 @@ _NAMES = 80
 #: Letters have at least so many points in print, where a figure is as wide as the text, in inches:
 #: A4 without the margins that ``book/_static/custom.css`` has.
 LEAST_POINTS, PRINT_WIDTH = 7, 7.0
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "font.family": "DejaVu Sans",
@@ -180,7 +180,8 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
         )  # fmt: skip
     _legible(figure)
     if note:
-        below = 1.3 * figure.texts[-1].get_fontsize() / 72 / figure.get_figheight()
+        size = float(figure.texts[-1].get_fontsize())
+        below = 1.3 * size / 72 / figure.get_figheight()
         figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
     return figure
 
