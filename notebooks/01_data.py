@@ -114,14 +114,14 @@ f"{(zeros / bins).mean():.1%} of the bins in tissue hold no count of a gene, on 
 #
 # Counts and image must show the same tissue at the same place.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The section: H&E, total counts of the panel per 8 µm bin, and both overlaid with the patches that are kept."}, "image": {"alt": "H&E, count map and overlay of one section"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The section: H&E (**a**), total counts of the panel per 8 µm bin (**b**), and both overlaid with the patches that are kept (**c**)."}, "image": {"alt": "H&E, count map and overlay of one section"}}
 overview, total = store.overview[:], store.total[:].astype(float)
 top = np.percentile(total[total > 0], 99.5) if total.any() else 1
 colours = {"cmap": style.COUNTS_MAP, "norm": PowerNorm(0.5, 0, top)}
-figure, axes = style.subplots(1, 3, figsize=(10, 3.6), tissue=True)
+figure, axes = style.subplots(1, 3, figsize=(9.4, 3.4), tissue=True)
 axes[0].imshow(overview)
 shown = axes[1].imshow(total, **colours)
-figure.colorbar(shown, ax=axes[1], shrink=0.7, label="UMI")
+figure.colorbar(shown, ax=axes[1], shrink=0.7, label="UMI per 8 µm")
 axes[2].imshow(overview.mean(-1), cmap="gray", alpha=0.55)
 axes[2].imshow(total, **colours, alpha=0.5)
 side = PATCH_BINS // 4
@@ -133,6 +133,7 @@ titles = f"H&E, patient {patient}", "panel counts per 8 µm bin", f"overlay, {le
 for axis, title in zip(axes, titles, strict=True):
     axis.set_title(title)
     axis.set_axis_off()
+style.letter(*axes)
 style.mark(figure, store.source)
 
 # %% tags=["remove-input"]
@@ -142,7 +143,7 @@ Markdown(
     else "Counts and image show no shift against each other."
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Registration. Contours enclose bins with many counts; they must follow dark tissue. Right: mean over patches of the correlation of optical density with counts at every offset; the cross marks its peak, which should lie at zero."}, "image": {"alt": "Close-up of H&E with count contours, and a correlation map"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Registration. **a** H&E. **b** Contours enclose bins with many counts; they must follow dark tissue. **c** Mean over patches of the correlation of optical density with counts at every offset; the cross marks its peak, which should lie at zero."}, "image": {"alt": "Close-up of H&E with count contours, and a correlation map"}}
 # The window where tissue begins and ends most, so that edges can be compared.
 side = min(64, *total.shape)
 covered = uniform_filter((total > 0).astype(float), side)
@@ -170,6 +171,7 @@ axes[2].set_xlabel("offset in columns (2 µm bins)")
 axes[2].set_ylabel("offset in rows")
 axes[2].set_title("correlation of darkness and counts")
 figure.colorbar(shown, ax=axes[2], shrink=0.8)
+style.letter(*axes)
 offsets = np.indices(shift.correlation.shape).reshape(2, -1) - reach
 drawn = {"rows": offsets[0], "columns": offsets[1], "correlation": shift.correlation.ravel()}
 style.mark(figure, store.source, pd.DataFrame(drawn))
@@ -211,7 +213,7 @@ style.mark(figure, store.source, pd.concat(histograms))
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Patches from the section: H&E, tissue mask, and counts at 2 µm of four genes (colour scale from 0 to 3 UMI)."}, "image": {"alt": "Patches with H&E, mask and counts of four genes"}}
 genes = in_panel(["MT-CO3", "CEACAM5", "COL1A1", "IGKC"], store.genes)
 chosen = np.linspace(0, len(store) - 1, 3).astype(int)
-size = 1.75 * (2 + len(genes)), 1.8 * len(chosen)
+size = 1.55 * (2 + len(genes)), 1.6 * len(chosen)
 figure, axes = style.subplots(len(chosen), 2 + len(genes), figsize=size, tissue=True, squeeze=False)
 for line, number in zip(axes, chosen, strict=True):
     line[0].imshow(store.images[number])

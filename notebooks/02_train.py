@@ -126,7 +126,7 @@ Markdown(
 # %%
 results = [runs.load(settings, this) for this in chosen]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss and PCC at 8 µm on the held-out strips of the training patients, one line per run. Dots are the epochs that were kept."}, "image": {"alt": "Training curves of the arm's runs"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss (**a**) and PCC at 8 µm (**b**) on the held-out strips of the training patients, one line per run. Dots are the epochs that were kept."}, "image": {"alt": "Training curves of the arm's runs"}}
 figure, (left, right) = style.subplots(1, 2, figsize=(8.2, 2.9))
 curves = []
 for number, result in enumerate(results):
@@ -141,6 +141,7 @@ right.set(xlabel="epoch", ylabel="PCC at 8 µm, held-out strips")
 for axis in (left, right):
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 right.legend(title="test patient", fontsize=7, frameon=False)
+style.letter(left, right)
 style.mark(figure, settings.source, pd.concat(curves))
 
 # %% [markdown]

@@ -217,9 +217,9 @@ quote("delta", median_gain=genes["delta_pcc_8um"].median())
 quote("maps", seed_mse=mse.run.seed, seed_poisson=poisson.run.seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-collapse", "caption": "Collapse and recovery. **a** One patch and gene at 8 µm, of one run of each arm: H&E, counts, and both predictions on the counts' colour scale. **b** Every gene's PCC at 8 µm within tissue, mean over runs. **c** Means over genes and runs; dots are runs."}, "image": {"alt": "Maps of one gene under both losses, and per-gene PCC of all genes"}}
-figure = style.Exhibit(figsize=(9.4, 6.4))
+figure = style.Exhibit(figsize=(7, 6.9))
 figure.tissue = True
-rows = figure.add_gridspec(2, 1, height_ratios=(1, 1.25))
+rows = figure.add_gridspec(3, 1, height_ratios=(1, 1.25, 0.85))
 
 gene = best["gene"]
 index = store.genes.index(gene)
@@ -232,12 +232,13 @@ drawn = [
 tissue = bin_mask(store.mask[patch], 4)
 maps.panel_row(panels, store.images[patch], drawn, tissue, gene, pixel_um=256 / 224, length_um=50)
 ended = [f"seed {r.run.seed}{' collapsed' * runs.collapsed(r.genes)}" for r in (mse, poisson)]
-of_run = [f"MSE (D), {ended[0]}", f"Poisson (E), {ended[1]}"]
+of_run = [f"MSE (D)\n{ended[0]}", f"Poisson (E)\n{ended[1]}"]
 for axis, title in zip(panels, ("H&E", "counts", *of_run), strict=True):
     axis.set_title(title)
-figure.suptitle(f"a   {gene}, one patch at 8 µm, one run", x=0.01, ha="left", weight="bold")
+figure.suptitle(f"a   {gene}, one patch at 8 µm, one run", x=0.01, ha="left", weight="bold", size=9)
 
-dumbbells, bars = rows[1].subgridspec(1, 2, width_ratios=(2.6, 1)).subplots()
+dumbbells = figure.add_subplot(rows[1])
+bars = figure.add_subplot(rows[2].subgridspec(1, 2)[0])
 ordered = genes.sort_values("pcc_8um_poisson", ascending=False).reset_index(drop=True)
 low, high = ordered["pcc_8um_mse"], ordered["pcc_8um_poisson"]
 dumbbells.vlines(ordered.index, low, high, color="#BBBBBB", lw=1.2)
@@ -247,7 +248,7 @@ dumbbells.set_xlim(-1, len(ordered))
 dumbbells.set_ylabel("PCC")
 dumbbells.set_title("b   per-gene PCC at 8 µm, mean over runs", loc="left", weight="bold")
 dumbbells.legend(fontsize=7.5)
-style.name_genes(dumbbells, ordered, fontsize=5.8, style="italic")
+style.name_genes(dumbbells, ordered, fontsize=7, style="italic")
 
 names = {"pcc_2um": "PCC\n2 µm", "pcc_8um": "PCC\n8 µm", "ssim_2um": "SSIM\n2 µm"}
 of_runs = scores[scores["patient"] == main].groupby(["arm", "seed"])[list(names)].mean()
@@ -269,6 +270,8 @@ for shift, arm, colour in sides:
         )
 bars.set_xticks(range(len(names)), names.values())
 bars.set_title("c   mean over genes", loc="left", weight="bold")
+bars.margins(y=0.15)
+bars.set_ylabel("score")
 for axis in (dumbbells, bars):
     axis.axhline(0, color="#888888", lw=0.6)
 style.mark(figure, settings.source, genes.drop(columns=["sparsity", "mean_count", "delta_pcc_8um"]))
@@ -387,7 +390,7 @@ tables.show(published.ARMS)
 # %% [markdown]
 # ## Training dynamics
 #
-# Each arm is selected by its own loss. Losses of different arms have different units, so the left panel of {numref}`fig-dynamics` shows for each how much of its fall is still to come; the right panel is comparable. Each curve is one run, that of the arm's lowest seed. Arm B is arm A, interpolated, so their curves are one.
+# Each arm is selected by its own loss. Losses of different arms have different units, so panel a of {numref}`fig-dynamics` shows for each how much of its fall is still to come; panel b is comparable. Each curve is one run, that of the arm's lowest seed. Arm B is arm A, interpolated, so their curves are one.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dynamics", "caption": "Training dynamics of one run of each of these arms, on the held-out blocks of the main patient's training sections."}, "image": {"alt": "Held-out loss and PCC by epoch"}}
 logs = {arm: runs.pick(results, arm, main).log for arm in home["arm"].unique()}

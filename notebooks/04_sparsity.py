@@ -29,7 +29,7 @@ from sparsity_trap.analysis import published
 from sparsity_trap.analysis.association import LEAST_GENES, dealt, mean_table, rho
 from sparsity_trap.analysis.effects import LEAST_PAIRS, contrast, crossed_draws, gains
 from sparsity_trap.settings import LOSS_PAIRS, MSE_ARM, POISSON_ARM
-from sparsity_trap.show import interactive, style, tables
+from sparsity_trap.show import interactive, recompute, style, tables
 
 style.use()
 settings = runs.open_preset(preset, source, cohort)
@@ -98,10 +98,10 @@ quote("sparsity", least_run=single["rho"].min(), largest_run=single["rho"].max()
 tables.show(pd.DataFrame([{"runs": len(by_run), "n_genes": len(scored), **over_genes}]))
 
 # %% [markdown]
-# Over {val}`sparsity.n_genes` genes, sparsity and the mean gain from D to E over {val}`sparsity.n_runs` runs have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`). In single runs it lies between {val}`sparsity.least_run:+.2f` and {val}`sparsity.largest_run:+.2f`. {numref}`fig-sparsity` shows every gene; its interactive copy opens a gene's maps at a click.
+# Over {val}`sparsity.n_genes` genes, sparsity and the mean gain from D to E over {val}`sparsity.n_runs` runs have the Spearman correlation {val}`sparsity.rho:+.2f` (95 % interval {val}`sparsity.ci_low:+.2f` to {val}`sparsity.ci_high:+.2f`). In single runs it lies between {val}`sparsity.least_run:+.2f` and {val}`sparsity.largest_run:+.2f`. {numref}`fig-sparsity` shows every gene; on the screen a click opens its maps, and the axes can be chosen.
 
 
-# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity. Points: genes, mean over runs; upright lines: from the least to the largest gain of a run. Grey lines: least squares in each run; black: of the mean gain."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category, with a line for each run"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-sparsity", "caption": "Gain in PCC at 8 µm against sparsity. Points: genes, mean over runs; upright lines: from the least to the largest gain of a run. In print, also lines of least squares: grey, of each run; black, of the mean gain."}, "image": {"alt": "Scatter of gain against sparsity, coloured by category, with a line for each run"}}
 def name_farthest(axis, x, y, names):
     """Name the six points farthest from the median, but for names that would cover something."""
     taken = []  # left, right and height of a name
@@ -116,7 +116,7 @@ def name_farthest(axis, x, y, names):
             if inside and not covered.any() and all(apart):
                 axis.annotate(
                     names[i], (x[i], y[i]), xytext=(shift, 0), textcoords="offset points",
-                    ha=side, va="center", fontsize=6.5, style="italic",
+                    ha=side, va="center", fontsize=7, style="italic",
                 )  # fmt: skip
                 taken.append((left, right, y[i]))
                 break
@@ -152,18 +152,22 @@ if len(scored):
 drawn = scored[["gene", "category", "sparsity", "delta_pcc_8um"]]
 style.mark(figure, settings.source, drawn.assign(least=least, largest=largest))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 across = {
-    "sparsity (% of in-tissue 2 µm bins with count 0)": 100 * genes["sparsity"],
+    "sparsity (% of bins with count 0)": 100 * genes["sparsity"],
     "mean count per 2 µm bin": genes["mean_count"],
     "PCC 8 µm of arm D": genes["pcc_8um_mse"],
 }
-up = {
-    f"gain in {tables.TITLES[name]}, E − D": genes[f"{name}_poisson"] - genes[f"{name}_mse"]
-    for name in ("pcc_8um", "pcc_2um", "ssim_2um", "d2")
-}
-plot, choices = interactive.gene_scatter(genes, across, up, settings.source)
-interactive.show(plot, "sparsity", gene_page="05b_browser.html", choices=choices)
+up, ends = {}, {}
+for name in ("pcc_8um", "pcc_2um", "ssim_2um", "d2"):
+    title = f"gain in {tables.TITLES[name]}, E − D"
+    up[title] = genes[f"{name}_poisson"] - genes[f"{name}_mse"]
+    of_runs = gains(home, weights, name).reindex(columns=genes["gene"])
+    ends[title] = tuple(end.reset_index(drop=True) for end in (of_runs.min(), of_runs.max()))
+plot, choices = interactive.gene_scatter(genes, across, up, settings.source, ends=ends)
+interactive.show(
+    plot, "sparsity", gene_page="05b_browser.html", choices=choices, in_place_of="fig-sparsity"
+)
 
 # %% [markdown]
 # The mitochondrial genes are, on average, the least sparse of the panel. Without them:
@@ -259,6 +263,21 @@ left_out = pd.DataFrame.from_dict(left_out, orient="index")
 tables.show(left_out.rename_axis("category left out").reset_index())
 
 # %% [markdown]
+# (recompute-sparsity)=
+# ### Choose for yourself
+#
+# Leave out categories, take another score or other arms, or set what counts as worth the name; the page computes ρ, mean gain, intervals and verdicts anew. The mean gain has the interval of the table of categories, ρ that of this page, with other random draws.
+# The verdict is that of [the claims](10_claims.ipynb), of one test alone: supported if the effect is worth the name and above 0, not supported if it is below what is worth the name; tested one-sided at 2.5 %.
+#
+# A table of your own is a CSV with a row per gene and the headings `gene`, `sparsity` and two scores: `score_1` and `score_2`, or any two of one name with the endings `_mse` and `_poisson`, as table S1 has them. `category` is used if it is there, and with `run` a gene may have a row for each run.
+# Its gain is the second score minus the first. The table is read by this page and sent nowhere. An interval over genes alone, such as that of a table of one run, speaks of those runs and not of the loss: runs of the same arms differ.
+
+# %%
+compared = {"E − D": weights}
+compared |= {f"{second} − {first}": {second: 1, first: -1} for first, second in LOSS_PAIRS.values()}
+recompute.recompute(paired, compared, patches)
+
+# %% [markdown]
 # ## Is it sparsity?
 #
 # Sparse genes are also weakly expressed genes. How closely the two go together, over these genes:
@@ -349,17 +368,17 @@ drawn = genes.sort_values(
     key=lambda s: s.map(order.index) if s.name == "category" else -s,
 )
 columns = ["pcc_2um", "pcc_8um", "ssim_2um", "ssim_8um"]
-figure, axes = style.subplots(len(columns), 1, figsize=(9.6, 3.9), sharex=True)
+figure, axes = style.subplots(len(columns), 1, figsize=(7, 3.9), sharex=True)
 for axis, column in zip(axes, columns, strict=True):
     values = drawn[[f"{column}_mse", f"{column}_poisson"]].to_numpy().T
     top = np.nanmax(values, initial=0.1)
     shown = axis.imshow(values, cmap=style.SCORE_MAP, vmin=0, vmax=top, aspect="auto")
     axis.set_yticks([0, 1], ["MSE", "Poisson"], fontsize=7)
-    axis.set_ylabel(tables.TITLES[column], rotation=0, ha="right", va="center", labelpad=38)
+    axis.set_ylabel(tables.TITLES[column], rotation=0, ha="right", va="center", labelpad=6)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     figure.colorbar(shown, ax=axis, aspect=5, pad=0.01, shrink=0.9)
-for label, category in style.name_genes(axes[-1], drawn, fontsize=6.3):
+for label, category in style.name_genes(axes[-1], drawn, fontsize=7):
     label.set_color(style.CATEGORY_COLOURS[category])
 both = [f"{column}_{loss}" for column in columns for loss in ("mse", "poisson")]
 style.mark(figure, settings.source, drawn[["gene", "category", *both]])

@@ -80,11 +80,11 @@ quote("ssim", zeros=table.loc["zeros", "ssim_2um"])
 
 # %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-controls", "caption": "Mean over genes of each score for both arms (blue) and for controls (grey). D² below −1 is drawn at −1."}, "image": {"alt": "Scores of models and controls, one panel per metric"}}
 panels = {
-    "pcc_2um": "PCC 2 µm", "pcc_8um": "PCC 8 µm", "pcc_8um_unmasked": "PCC 8 µm, unmasked",
+    "pcc_2um": "PCC 2 µm", "pcc_8um": "PCC 8 µm", "pcc_8um_unmasked": "PCC 8 µm,\nunmasked",
     "ssim_2um": "SSIM 2 µm", "auprc": "AUPRC", "d2": "D²",
 }  # fmt: skip
 shown = table[list(panels)].assign(d2=table["d2"].clip(lower=-1))
-size = (2.0 + 1.55 * len(panels), 0.9 + 0.23 * len(shown))
+size = (1.8 + len(panels), 0.9 + 0.23 * len(shown))
 figure, axes = style.subplots(1, len(panels), figsize=size, sharey=True)
 rows = np.arange(len(shown))[::-1]
 colours = np.where(shown.index.str.startswith("model"), style.POISSON_COLOUR, "#8A8A8A")
@@ -92,7 +92,7 @@ for axis, (column, title) in zip(axes, panels.items(), strict=True):
     axis.hlines(rows, 0, shown[column], color=colours, lw=1)
     axis.scatter(shown[column], rows, s=20, c=colours, zorder=3)
     for row in rows[shown[column].isna()]:
-        axis.text(0, row, " undefined", va="center", fontsize=6.5, color="#777777")
+        axis.text(0, row, " undefined", va="center", fontsize=7, color="#777777")
     axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
     axis.set_title(title)
 axes[0].set_yticks(rows, shown.index)
@@ -183,7 +183,9 @@ up = {
     for width in (8, 2) for arm, column in (("E", "poisson"), ("D", "mse"))
 }  # fmt: skip
 plot, choices = interactive.gene_scatter(genes, across, up, settings.source, diagonal=True)
-interactive.show(plot, "ceiling", gene_page="05b_browser.html", choices=choices)
+interactive.show(
+    plot, "ceiling", gene_page="05b_browser.html", choices=choices, in_place_of="fig-ceiling"
+)
 
 # %%
 reached = {}

@@ -88,7 +88,7 @@ Markdown(
     " Intervals of differences hold the variance of runs, genes and patches."
 )
 
-# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-weight", "caption": "PCC at 8 µm against p, the power of the rate in the assumed variance, for Hist2ST. Left: the mean over genes, a small dot for each run. Right: each gene's difference to Poisson, mean over runs, coloured by its mean count; black, the mean over genes with its 95 % interval."}, "image": {"alt": "The score along the weight dial, on average and per gene"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-weight", "caption": "PCC at 8 µm against p, the power of the rate in the assumed variance, for Hist2ST. **a** The mean over genes, a small dot for each run. **b** Each gene's difference to Poisson, mean over runs, coloured by its mean count; black, the mean over genes with its 95 % interval."}, "image": {"alt": "The score along the weight dial, on average and per gene"}}
 figure = style.not_trained("the weight dial")
 if trained:
     figure, (left, right) = style.subplots(1, 2, figsize=(7.4, 3))
@@ -110,6 +110,7 @@ if trained:
     right.set(xlabel="p", ylabel="difference to Poisson")
     image = figure.colorbar(ScalarMappable(norm, style.SCORE_MAP), ax=right)
     image.set_label("mean count of the gene")
+    style.letter(left, right)
     style.mark(figure, settings.source, curve)
 figure
 

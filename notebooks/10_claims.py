@@ -46,7 +46,8 @@ from sparsity_trap.analysis.effects import (
     crossed_draws,
     gains,
 )
-from sparsity_trap.show import tables
+from sparsity_trap.settings import LOSS_PAIRS
+from sparsity_trap.show import recompute, tables
 
 settings = runs.open_preset(preset, source, cohort)
 quote = runs.Quotes(settings, "10_claims")
@@ -459,6 +460,25 @@ tables.show(claims[COLUMNS])
 # %% [markdown]
 # On this run {val}`claims.supported` claims are supported, {val}`claims.not_supported` are not, and {val}`claims.undetermined` are undetermined, because the evidence leaves both open or the preset does not train the arms (also as {download}`CSV <tables/claims_build.csv>`).
 #
+# (claims-bound)=
+# ### With another bound
+#
+# What is worth the name is a choice. Set it, and the page decides every claim that is tested anew, with the same evidence and correction; the bounds of other statistics, such as ρ, move in proportion. Verdicts that differ from the ledger are bold.
+
+# %%
+recompute.bounds(ledger)
+
+# %% [markdown]
+# ### With other genes, or a table of your own
+#
+# As on [the page on sparsity](recompute-sparsity), on all test patients together: the mean gain and ρ over the categories that you choose, between the arms that you choose. The verdict is of one test alone, where the ledger corrects for all. A CSV needs the headings `gene`, `sparsity`, `score_1` and `score_2`, or the endings `_mse` and `_poisson`; of one run it speaks of that run only.
+
+# %%
+pairs = [("D", "E"), *LOSS_PAIRS.values()]
+compared = {f"{second} − {first}": {second: 1, first: -1} for first, second in pairs}
+recompute.recompute(scores, compared, patches)
+
+# %% [markdown]
 # (claims-real)=
 # ## Judged on real counts
 #

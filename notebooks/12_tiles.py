@@ -84,7 +84,7 @@ places = maps.groupby(["tile", "row", "column", "strip"]).size().rename("maps").
 colours = [list(style.CATEGORY_COLOURS.values())[strip] for strip in places["strip"]]
 axis.scatter(places["column"], places["row"], marker="s", s=110, c=colours)
 for _, tile in places.iterrows():
-    axis.text(tile["column"], tile["row"], tile["maps"], ha="center", va="center", fontsize=6.5, color="w")  # fmt: skip
+    axis.text(tile["column"], tile["row"], tile["maps"], ha="center", va="center", fontsize=7, color="w")  # fmt: skip
 axis.invert_yaxis()
 axis.set(xlabel="column, tiles of 256 µm", ylabel="row", aspect="equal")
 axis.set_xticks(range(0, places["column"].max() + 1, 5))
@@ -116,10 +116,10 @@ for axis, decoder in zip(axes[0], order, strict=True):
     for loss, own in curves[curves["decoder"] == decoder].groupby("loss"):
         axis.plot(own["lr"], own["pcc_8um"], "o-", ms=3, lw=1, color=shades[loss], label=tables.TITLES[loss])  # fmt: skip
     axis.set(title=tables.TITLES[decoder], xscale="log", xlabel="learning rate")
-    axis.set_xticks(own["lr"], [f"{lr:g}" for lr in own["lr"]], fontsize=6.5)
+    axis.set_xticks(own["lr"], [f"{lr:g}" for lr in own["lr"]], fontsize=7)
     axis.set_xticks([], minor=True)
 axes[0, 0].set_ylabel("PCC at 8 µm")
-axes[0, 0].legend(fontsize=6.5)
+axes[0, 0].legend(fontsize=7)
 style.mark(figure, "real", curves)
 
 # %% [markdown]
@@ -233,7 +233,7 @@ ahead.columns = ["mean gain over maps", "maps", "Poisson ahead"]
 quote("tiles.maps", gain=ahead.loc["linear"].iloc[0], ahead=ahead.loc["linear"].iloc[2])
 tables.show(ahead.loc[order], index=True)
 
-# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-tiles-gain", "caption": "Gain of Poisson over squared error in PCC at 8 µm on real counts. Left: mean over tiles, a grey dot for each run, with the 95 % interval. Right: the linear decoder's two losses, tile by tile, means over runs; a tile above the line gains."}, "image": {"alt": "Gains of Poisson over squared error by decoder, and the scores of each tile under both losses"}}
+# %% tags=["hide-input", "lead"] mystnb={"figure": {"name": "fig-tiles-gain", "caption": "Gain of Poisson over squared error in PCC at 8 µm on real counts. **a** Mean over tiles, a grey dot for each run, with the 95 % interval. **b** The linear decoder's two losses, tile by tile, means over runs; a tile above the line gains."}, "image": {"alt": "Gains of Poisson over squared error by decoder, and the scores of each tile under both losses"}}
 figure, (left, right) = style.subplots(1, 2, figsize=(7.6, 3.1), width_ratios=[1.2, 1])
 per_run = by_tile.pivot_table(index=["decoder", "seed"], columns="loss", values="pcc_8um")
 labels, y = [], 0
@@ -254,6 +254,7 @@ linear = pairs.loc["linear"].reset_index()
 right.axline((0, 0), slope=1, color="#9A9A9A", lw=0.8, zorder=0)
 right.scatter(linear["mse"], linear["poisson"], s=14, color=style.POISSON_COLOUR, ec="w", lw=0.4)
 right.set(xlabel="PCC at 8 µm, MSE", ylabel="PCC at 8 µm, Poisson", aspect="equal")
+style.letter(left, right)
 style.mark(figure, "real", linear[["tile", "strip", "mse", "poisson"]])
 
 # %% [markdown]

@@ -106,7 +106,8 @@ def _encoder(name: str, card: EncoderCard) -> dict[str, str]:
     if card.architecture:
         trained_at = ", ".join(f"{r:g}" for r in card.um_per_px or ()) or "not stated"
         with torch.device("meta"):
-            model = TimmTokens(name, pretrained=False).model
+            # Drawing weights takes time even where there are none.
+            model = TimmTokens(name, pretrained=False, weight_init="skip").model
         patch = model.patch_embed.patch_size[0]
         weights = sum(p.numel() for p in model.parameters())
         grid, prefix = PATCH_PIXELS // patch, model.num_prefix_tokens

@@ -1,16 +1,19 @@
 """Build the book with warnings as errors, showing its progress; if it fails, say why."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from sparsity_trap.files import unwritable
+from sparsity_trap.files import commit, unwritable
 from sparsity_trap.progress import track
 from sparsity_trap.settings import ROOT
 
 BUILT = ROOT / "_build" / "html"
+#: What the footer says; the commit is that of the chapters, whichever made the pages.
+ABOUT = ROOT / "book" / "executed" / "run.json"
 
 
 def main() -> int:
@@ -22,6 +25,8 @@ def main() -> int:
         "-W",
         "--keep-going",
     ]
+    about = json.loads(ABOUT.read_text(encoding="utf8"))
+    ABOUT.write_text(json.dumps(about | {"commit": commit()}, indent=1), encoding="utf8")
     # Pages and pictures of an earlier book would stay among the new ones.
     shutil.rmtree(BUILT, ignore_errors=True)
     log = []

@@ -20,7 +20,7 @@ from sparsity_trap import runs
 from sparsity_trap.analysis.claims import read_ledgers
 from sparsity_trap.data.sections import open_preset
 from sparsity_trap.encoders import PATCH_UM_PER_PX, open_tokens
-from sparsity_trap.files import building, commit
+from sparsity_trap.files import building
 from sparsity_trap.presets import other_worlds
 from sparsity_trap.settings import ROOT, Preset, UserError
 from sparsity_trap.show import explorer
@@ -100,7 +100,6 @@ def main() -> None:
         "repository": cited.get("repository-code", ""),
         "source": preset.source,
         "preset": preset.name,
-        "commit": commit(),  # of the book, whichever trained the runs in it
         "hardware": numbers["run.hardware"],
         "data": ", ".join(f"{p} {numbers[f'cohort.sha256.{p}'][:12]}" for p in preset.patients),
         "seeds": ", ".join(map(str, sorted({r.seed for r in preset.all_runs()}))),

@@ -28,6 +28,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
+from sphinx.util.matching import patmatch
 
 from sparsity_trap.analysis.families import MARKED
 from sparsity_trap.settings import SOURCE_NAMES
@@ -181,6 +182,26 @@ def show_source(app: Sphinx, config: Config) -> None:
     )
 
 
+def exclude_unlisted(app: Sphinx, config: Config) -> None:
+    """Leave out what the table of contents does not list.
+
+    The extension that reads the table could do it (``only_build_toc_files``), but looks through all
+    results for it, hundreds of thousands of files.
+    """
+    source, listed = Path(app.srcdir), config.external_site_map
+    aside = [path.name for path in source.iterdir() if path.name != "book"]
+    for path in (source / "book").rglob("*"):
+        name = path.relative_to(source)
+        page = name.with_suffix("").as_posix()
+        if (
+            path.suffix in config.source_suffix
+            and page not in listed
+            and not any(patmatch(page, pattern) for pattern in listed.globs())
+        ):
+            aside.append(name.as_posix())
+    config.exclude_patterns = [*config.exclude_patterns, *aside]
+
+
 def mark_evidence(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -262,7 +283,7 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
     mathjax = _package("sphinx-mathjax-offline") / "static" / "mathjax"
     for part in MATHJAX_PARTS:
         _copy(mathjax / part, assets / "mathjax" / part)
-    assets.joinpath("plotly.js").write_text(plotly_script(), encoding="utf8")
+    put_plotly(assets)
     for name in ("viewer", "score"):
         place = Path(app.config.sparsity_trap_executed, name)
         shutil.rmtree(Path(app.outdir, place), ignore_errors=True)  # of another preset
@@ -277,14 +298,13 @@ def add_assets(app: Sphinx, error: Exception | None) -> None:
             page.write_text(mended, encoding="utf8")
 
 
-def plotly_script() -> str:
-    """plotly.js as its package has it, and the script that draws the plots of a page."""
+def put_plotly(folder: Path) -> None:
+    """Write plotly.js, as its package has it, and beside it the script that fetches and uses it."""
     library = _package("plotly") / "package_data" / "plotly.min.js"
-    draw = _package("sparsity_trap.show") / "assets" / "plots.js"
     # Else plotly.js looks for MathJax on another host.
-    local = 'window.PlotlyConfig = { MathJaxConfig: "local" };'
-    parts = local, *(path.read_text(encoding="utf8") for path in (library, draw))
-    return "\n".join((*parts, "drawSparsityPlots();"))
+    local = 'window.PlotlyConfig = { MathJaxConfig: "local" };\n'
+    folder.joinpath("plotly.js").write_text(local + library.read_text("utf8"), encoding="utf8")
+    _copy(_package("sparsity_trap.show") / "assets" / "plots.js", folder / "plots.js")
 
 
 def _package(name: str) -> Path:
@@ -309,6 +329,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-files", RunFiles)
     app.connect("config-inited", show_source)
     app.connect("config-inited", check_repository)
+    # After the extension that reads the table of contents.
+    app.connect("config-inited", exclude_unlisted, priority=901)
     # After the theme, which begins an empty list of buttons.
     app.connect("html-page-context", add_repository_buttons, priority=502)
     app.connect("html-page-context", mark_evidence)

@@ -213,6 +213,8 @@ class Ledger:
         self.claims: dict[str, Claim] = {}
         #: Of each claim that waits for `settle`: the verdict that its test would bear, and p.
         self.tests: dict[str, tuple[Verdict, float]] = {}
+        #: What those tests are of: evidence, and the bounds of `judge`.
+        self.tested: dict[str, tuple[Any, float, float]] = {}
 
     def judge(
         self,
@@ -259,6 +261,7 @@ class Ledger:
             test = _test(evidence, above, below)
             if test:
                 self.tests[key] = test
+                self.tested[key] = evidence, above, below
         text, rule = self.listed[key]
         (low, high), value, n = evidence.interval, evidence.value, evidence.n
         self.claims[key] = Claim(

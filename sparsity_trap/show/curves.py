@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from sparsity_trap.show.style import Exhibit, arm_style, mark, subplots
+from sparsity_trap.show.style import Exhibit, arm_style, letter, mark, subplots
 
 
 def training_dynamics(logs: Mapping[str, pd.DataFrame], source: str) -> Exhibit:
@@ -33,11 +33,12 @@ def training_dynamics(logs: Mapping[str, pd.DataFrame], source: str) -> Exhibit:
         for axis, values in zip(axes, (left, log["validation_pcc_8um"]), strict=True):
             axis.plot(log["epoch"], values, line, color=colour, lw=1.4, label=name)
             axis.plot(log["epoch"][best], values[best], "o", color=colour, ms=4.5)
-    axes[0].set_ylabel("held-out loss, first epoch 1, lowest 0")
-    axes[1].set_ylabel("held-out PCC at 8 µm (mean over genes)")
+    axes[0].set_ylabel("held-out loss,\nfirst epoch 1, lowest 0")
+    axes[1].set_ylabel("held-out PCC at 8 µm,\nmean over genes")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    letter(*axes)
     axes[1].legend(
         title="arm (dot: epoch kept)", fontsize=7.5, title_fontsize=7.5,
         loc="center left", bbox_to_anchor=(1, 0.5),

@@ -1,7 +1,7 @@
 """Plots that answer to a reader: a name on every point, a click that opens the gene, choices.
 
-Drawn by plotly in the page itself. Each repeats a static figure of its page, which stands in for it
-where scripts are off.
+Drawn by plotly in the page itself. One that shows what a static figure of its page does takes the
+place of its picture on the screen; the picture is printed, and seen where scripts are off.
 
 Choices are lists above the plot, not plotly's own menus (``updatemenus``): those are drawn as SVG,
 without a role or a name, and no key reaches them.
@@ -37,6 +37,7 @@ def gene_scatter(
     up: Mapping[str, pd.Series],
     source: str,
     diagonal: bool = False,
+    ends: Mapping[str, tuple[pd.Series, pd.Series]] | None = None,
 ) -> tuple[Figure, Choices]:
     """One point per gene, with choices of what the axes are where there are several.
 
@@ -51,6 +52,8 @@ def gene_scatter(
         Kind of data, for the mark.
     diagonal
         Draw the line on which both are equal, in place of that where the vertical one is 0.
+    ends
+        Title of an upright axis -> lower and upper end of a line through each point.
 
     Returns
     -------
@@ -81,6 +84,12 @@ def gene_scatter(
         }
         for heading, axis in (("Horizontal", "x"), ("Vertical", "y"))
     }
+    if ends:
+        figure.update_traces(error_y={"type": "data", "width": 0, "thickness": 0.8})
+    for title, (low, high) in (ends or {}).items():
+        traces, _ = choices["Vertical"][title]
+        traces["error_y.arrayminus"] = [_plain((up[title] - low)[own]) for own in members]
+        traces["error_y.array"] = [_plain((high - up[title])[own]) for own in members]
     return figure, _offered(figure, choices)
 
 
@@ -180,7 +189,13 @@ def dial_browser(
     return figure, _offered(figure, {"Dial": {n: (lines(d), {}) for n, d in dials.items()}})
 
 
-def show(figure: Figure, name: str, gene_page: str = "", choices: Choices | None = None) -> HTML:
+def show(
+    figure: Figure,
+    name: str,
+    gene_page: str = "",
+    choices: Choices | None = None,
+    in_place_of: str = "",
+) -> HTML:
     """Display a plotly figure: in the book from one shared script, elsewhere self-contained.
 
     Parameters
@@ -195,6 +210,8 @@ def show(figure: Figure, name: str, gene_page: str = "", choices: Choices | None
     choices
         Lists above the plot, of which a reader chooses one entry each; the first is what the
         figure shows.
+    in_place_of
+        Name of the figure of the page whose picture this one replaces, such as ``fig-sparsity``.
     """
     from IPython.display import HTML
     from plotly.offline import get_plotlyjs
@@ -209,9 +226,10 @@ def show(figure: Figure, name: str, gene_page: str = "", choices: Choices | None
             "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
         },
         "gene_page": gene_page,
+        "figure_id": in_place_of,
         "choices": {heading: list(entries.items()) for heading, entries in (choices or {}).items()},
     }
-    # In the book, one file of all pages that the book's extension makes; it draws what is queued.
+    # In the book, one file of all pages; a script fetches it when a plot is about to be seen.
     library = "" if "SPARSITY_TRAP_BOOK" in os.environ else get_plotlyjs()
     height = figure.layout.height
     return HTML(render("plot.html", plot=plot, height=height, library=library))

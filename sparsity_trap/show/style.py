@@ -46,6 +46,10 @@ SCORE_MAP = matplotlib.colormaps["cividis"].with_extremes(bad="#EDEDED")
 
 #: Gene names that fit below an axis.
 _NAMES = 80
+#: Letters have at least so many points in print, where a figure is as wide as the text, in inches:
+#: A4 without the margins that ``book/_static/custom.css`` has.
+LEAST_POINTS, PRINT_WIDTH = 7, 7.0
+
 #: What exhibits look like, for `matplotlib.style`: its own settings, none of the reader's
 #: matplotlibrc, and ours.
 STYLE: list[Any] = [
@@ -148,7 +152,7 @@ def subplots(
 
 
 def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
-    """Write the kind of data into the figure; keep the numbers drawn.
+    """Write the kind of data into the figure; keep the numbers drawn; make small letters legible.
 
     ``source`` is that of the sections, nothing being written where they were measured, or a family
     of `families.FAMILIES`.
@@ -157,16 +161,19 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
     others = {name: family.mark.upper() for name, family in FAMILIES.items() if family.mark}
     if note := (others | MARKS).get(source):
         stamp(figure, note, "#A32020" if source in MARKS else "#1B6B4A")
+    _legible(figure)
     return figure
 
 
 def stamp(figure: Exhibit, note: str, colour: str = "#A32020") -> None:
     """Write a note into the lower right corner, below what is drawn."""
+    size = _least(figure)
     figure.text(
-        0.995, 0.002, note, ha="right", va="bottom", fontsize=6.5, weight="bold", color=colour,
+        0.995, 0.002, note, ha="right", va="bottom", fontsize=size, weight="bold", color=colour,
         in_layout=False,
     )  # fmt: skip
-    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    below = 1.3 * size / 72 / figure.get_figheight()
+    figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
 
 
 def not_trained(what: str) -> Exhibit:
@@ -175,6 +182,27 @@ def not_trained(what: str) -> Exhibit:
     text = f"The preset of this build does not train {what}."
     figure.text(0.5, 0.5, text, ha="center", va="center", color="#777777", style="italic")
     return figure
+
+
+def letter(*axes: Axes) -> None:
+    """Name panels of different kinds a, b, c …, for captions and text to refer to."""
+    for axis, name in zip(axes, "abcdefgh", strict=False):
+        axis.set_title(name, loc="left", weight="bold")
+
+
+def _least(figure: Exhibit) -> float:
+    """Points that a letter of a figure needs to have `LEAST_POINTS` in print."""
+    return LEAST_POINTS * max(1.0, figure.get_figwidth() / PRINT_WIDTH)
+
+
+def _legible(figure: Exhibit) -> None:
+    """Raise letters that a wide figure would print below `LEAST_POINTS`."""
+    least = _least(figure)
+    if least > STYLE[1]["font.size"]:
+        for axis in figure.axes:
+            axis.tick_params(labelsize=least)
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(text.get_fontsize(), least))
 
 
 def name_genes(axis: Axes, table: pd.DataFrame, **style: Any) -> list[tuple[Text, str]]:
@@ -189,7 +217,7 @@ def category_legend(axis: Axes, categories: pd.Series) -> None:
     """Legend of the gene categories that occur."""
     for name in dict.fromkeys(categories):
         axis.scatter([], [], s=14, color=CATEGORY_COLOURS[name], label=name)
-    axis.legend(loc="upper left", fontsize=6.5, handletextpad=0.2)
+    axis.legend(loc="upper left", fontsize=LEAST_POINTS, handletextpad=0.2)
 
 
 def arm_style(name: str) -> tuple[str, str]:

@@ -24,16 +24,17 @@ def plot_page(tmp_path, table, monkeypatch) -> Path:
     """The scatter as the book shows it, beside the script that the book's extension makes."""
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "book" / "_ext")
     monkeypatch.setenv("SPARSITY_TRAP_BOOK", "1")
-    from sparsity_trap_book import plotly_script
+    from sparsity_trap_book import put_plotly
 
     folder = tmp_path / "book" / "executed"
     folder.mkdir(parents=True)
     (tmp_path / "_assets").mkdir()
-    (tmp_path / "_assets" / "plotly.js").write_text(plotly_script(), encoding="utf8")
+    put_plotly(tmp_path / "_assets")
     genes = table.assign(delta_pcc_8um=[0.4, 0.85, 0.1])
     sparsity, gain = ({name: genes[name]} for name in ("sparsity", "delta_pcc_8um"))
     plot, _ = interactive.gene_scatter(genes, sparsity, gain, "simulated")
     shown = interactive.show(plot, "sparsity", gene_page="genes.html").data
+    shown = f"<div>{shown}</div>"  # which a cell puts around it
     head = '<!doctype html><meta charset="utf8"><title>t</title>'
     (folder / "page.html").write_text(head + shown)
     (folder / "genes.html").write_text(head)
@@ -52,6 +53,45 @@ def test_plot_is_drawn_and_a_click_opens_the_gene(driven, plot_page):
     driven.mouse("mousePressed", (x, y), button="left", clickCount=1)
     driven.mouse("mouseReleased", (x, y), button="left", clickCount=1)
     driven.wait("location.href.endsWith('genes.html#gene=PIGR')")
+
+
+#: Whether the picture of the figure is seen, and whether the plot is.
+SEEN = (
+    "['figure img', '.interactive-plot']"
+    ".map((place) => document.querySelector(place).checkVisibility())"
+)
+FETCHED = "document.querySelector('script[src$=\"plotly.js\"]') !== null"
+
+
+def test_plot_takes_the_place_of_a_picture_when_it_comes_near(driven, plot_page):
+    picture = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
+    figure = f'<figure id="fig-s"><img alt="a" src="{picture}"><figcaption>F</figcaption></figure>'
+    page = plot_page.read_text().replace('"figure_id":""', '"figure_id":"fig-s"')
+    plot_page.write_text(f'{page}<div id="space" style="height: 4000px"></div>{figure}')
+    driven.open(plot_page.as_uri())
+    driven.wait(f"document.querySelector('figure') && {SEEN}.join() === 'true,false'")
+    assert not driven.value(FETCHED)
+    driven.value("document.querySelector('figure').scrollIntoView()")
+    driven.wait("document.querySelectorAll('figure .points path').length === 3")
+    assert driven.value(SEEN) == [False, True] and driven.value(FETCHED)
+    assert driven.value("document.querySelector('figure').lastChild.textContent") == "F"
+    driven("Emulation.setEmulatedMedia", media="print")
+    assert driven.value(SEEN)[0]  # on paper, where custom.css hides the plot
+    driven("Emulation.setEmulatedMedia", media="")
+
+
+def test_upright_lines_end_where_they_should(table):
+    gain, low, high = (pd.Series(values) for values in ([0.4, 0.8, 0.1], [0.3, 0.2, 0], [1, 1, 1]))
+    across, up = {"sparsity": table["sparsity"]}, {"gain": gain, "other": gain}
+    plot, choices = interactive.gene_scatter(
+        table, across, up, "simulated", ends={"gain": (low, high), "other": (gain, gain)}
+    )
+    found = {
+        t.name: (t.y[0] - t.error_y.arrayminus[0], t.y[0] + t.error_y.array[0]) for t in plot.data
+    }
+    assert found["stromal"] == pytest.approx((0.2, 1)) and found["other"] == pytest.approx((0, 1))
+    traces, _ = choices["Vertical"]["other"]
+    assert traces["error_y.array"] == traces["error_y.arrayminus"] == [[0.0], [0.0], [0.0]]
 
 
 def test_choice_of_an_arm_moves_the_points_and_names_the_axis(driven, tmp_path, table):

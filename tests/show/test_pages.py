@@ -28,9 +28,17 @@ REPR = re.compile(
     r"|<(?:class|function|module) '?\w.*?>|\bText\([-\d.]+, "
 )
 
+#: One screen on, and from the end to the top: plots are drawn when a reader comes near them.
+LOOK_ON = """
+    scrollTo({
+        top: scrollY + innerHeight < document.scrollingElement.scrollHeight - 2 ? scrollY + 900 : 0,
+        behavior: "instant",
+    })
+"""
+
 #: Until nothing on the page is drawn any more.
-DRAWN = """
-    (!document.querySelector(".math") || Boolean(document.querySelector("mjx-container")))
+DRAWN = f"""
+    ({LOOK_ON}, !document.querySelector(".math") || !!document.querySelector("mjx-container"))
     && [...document.querySelectorAll(".interactive-plot")].every(b => b.querySelector(".main-svg"))
     && [...document.querySelectorAll(".gene-browser, .loss-explorer")]
         .every(b => "ready" in b.dataset)
@@ -119,6 +127,7 @@ def seen(chromium, pages, request) -> dict[str, dict]:
         width(chromium, 1400)
         chromium.open(path.as_uri())
         chromium.wait(DRAWN)
+        chromium.value("scrollTo(0, 0)")
         one = found[name] = {
             "pictures": chromium.value(PICTURES),
             "headings": chromium.value(HEADINGS),

@@ -10,6 +10,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from sparsity_trap.settings import ROOT
@@ -94,6 +95,23 @@ def test_settings_of_the_reader_do_not_show():
 def test_a_figure_says_what_its_data_are(source, said):
     figure = style.mark(style.subplots(figsize=(2, 2))[0], source)
     assert [text.get_text() for text in figure.texts] == said
+
+
+@pytest.mark.parametrize(("width", "least"), [(5, 7), (9.4, 9.4)])
+def test_no_letter_prints_below_7_points(width, least):
+    figure, (axis, other) = style.subplots(1, 2, figsize=(width, 2))
+    axis.plot([0, 1], label="a")
+    axis.legend(fontsize=5, title="b", title_fontsize=5)
+    axis.text(0, 0, "c", fontsize=6)
+    axis.set_xticks([0, 1], ["d", "e"], fontsize=4)
+    figure.colorbar(axis.scatter([0], [0], c=[0]))
+    style.letter(axis, other)
+    style.mark(figure, "simulated")
+    figure.draw_without_rendering()
+    sizes = {text.get_text(): text.get_fontsize() for text in figure.findobj(Text)}
+    assert {"a", "b", "c", "d", "e", "SIMULATED DATA"} <= set(sizes)
+    assert min(sizes.values()) == pytest.approx(least)
+    assert [axis.get_title("left") for axis in (axis, other)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("tissue", [True, False])

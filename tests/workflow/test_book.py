@@ -166,7 +166,7 @@ def test_end_of_build_puts_viewers_beside_the_pages_and_drops_unused_icons(tmp_p
         "all.min.css", "fa-solid-900.woff2", "doctools.js",
     ]  # fmt: skip
     assert [path.name for path in stale.parent.iterdir()] == ["PIGR-mse.webp"]
-    assert (built / "_assets" / "plotly.js").is_file()
+    assert {"plotly.js", "plots.js"} <= {path.name for path in (built / "_assets").iterdir()}
     assert not (built / "_static").exists()
 
 
@@ -378,9 +378,10 @@ def test_every_file_that_a_page_loads_exists(pages, html):
 
 
 @pytest.mark.slow
-def test_only_pages_with_a_plot_load_plotly(pages):
+def test_only_pages_with_a_plot_fetch_plotly_and_none_waits_for_it(pages):
     for page, urls in pages.items():
-        loads = any(url.endswith("_assets/plotly.js") for url in urls)
+        assert not any(url.endswith("_assets/plotly.js") for url in urls), page
+        loads = any(url.endswith("_assets/plots.js") for url in urls)
         assert loads == ('class="interactive-plot"' in page.read_text(encoding="utf8")), page
 
 

@@ -141,6 +141,8 @@ def build(monkeypatch, tmp_path):
         program.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
         monkeypatch.setattr(build_book, "BUILT", tmp_path / "html")
+        monkeypatch.setattr(build_book, "ABOUT", tmp_path / "run.json")
+        build_book.ABOUT.write_text("{}")
         return build_book.main()
 
     return run

@@ -145,6 +145,15 @@ def test_second_make_book_finds_nothing_to_do(smoke_book):
     assert index.stat().st_mtime_ns == before
 
 
+def test_a_sentence_of_a_chapter_changes_the_book_alone(smoke_book):
+    path = smoke_book / "book" / "limits.md"
+    os.utime(path)
+    try:
+        assert plan(smoke_book) == {"html": 1, "book": 1, "total": 2}
+    finally:
+        os.utime(path, (0, 0))
+
+
 # Without the pages of real counts and of printed numbers, which show no run.
 ANALYSES = {"analysis": 13, "predict": 1}
 
@@ -194,7 +203,8 @@ def test_what_is_edited_is_executed_again_with_all_behind_it(smoke_book, edited,
         path.write_text(text)
         # Leave the tree as up to date as it was.
         os.utime(path, (0, 0))
-    assert planned == steps | {"html": 1, "book": 1, "total": 2 + sum(steps.values())}
+    book = {"stage": 1, "html": 1, "book": 1}
+    assert planned == steps | book | {"total": 3 + sum(steps.values())}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,25 @@
-/* Draws the plots that the page has queued in window.sparsityPlots, once plotly.js is there, and
-   gives them the page's colours, which a reader may change. */
+/* Draws the plots that the page has queued in window.sparsityPlots, each when a reader comes near it:
+   plotly.js, by far the largest file of a page, is fetched for the first of them. A plot that stands
+   in for a figure takes its picture's place on the screen; the picture is there before, on paper, and
+   where something fails. Plots have the page's colours, which a reader may change. */
 (function () {
   "use strict";
+
+  const NEAR = "600px";
+  const own = document.currentScript && document.currentScript.src;
+  let library;
+
+  /* plotly.js, which lies beside this script in the book, and is in the page elsewhere. */
+  function plotly() {
+    if (window.Plotly) return Promise.resolve();
+    library = library || new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      Object.assign(script, { src: own.replace("plots.js", "plotly.js") });
+      Object.assign(script, { onload: resolve, onerror: reject });
+      document.head.append(script);
+    });
+    return library;
+  }
 
   function colours() {
     const page = getComputedStyle(document.body);
@@ -42,8 +60,12 @@
     box.before(row);
   }
 
-  function draw(plot) {
-    const box = document.getElementById(plot.id);
+  function draw(plot, box, figure) {
+    if (figure) {
+      box.parentElement.style.display = "none";  // what is left there is empty
+      figure.prepend(box);
+      figure.classList.add("has-plot");
+    }
     box.textContent = "";
     offer(box, plot.choices);
     window.Plotly.newPlot(box, plot.figure.data, plot.figure.layout, plot.config).then(() => {
@@ -62,9 +84,23 @@
     });
   }
 
-  window.drawSparsityPlots = function () {
-    const queue = window.sparsityPlots || [];
-    queue.splice(0).forEach(draw);
-    queue.push = draw;
-  };
+  function wait(plot) {
+    const box = document.getElementById(plot.id);
+    const figure = plot.figure_id && document.getElementById(plot.figure_id);
+    if (figure) box.style.display = "none";
+    const observer = new IntersectionObserver((seen) => {
+      if (!seen.some((one) => one.isIntersecting)) return;
+      observer.disconnect();
+      plotly().then(() => {
+        box.style.display = "";
+        draw(plot, box, figure);
+      });
+    }, { rootMargin: NEAR });
+    observer.observe(figure || box);
+  }
+
+  const queue = window.sparsityPlots || [];
+  if (!Array.isArray(queue)) return;  // a page with several plots runs this once for each
+  window.sparsityPlots = { push: wait };
+  queue.forEach(wait);
 })();
