@@ -188,7 +188,9 @@ def exclude_unlisted(app: Sphinx, config: Config) -> None:
     The extension that reads the table could do it (``only_build_toc_files``), but looks through all
     results for it, hundreds of thousands of files.
     """
-    source, listed = Path(app.srcdir), config.external_site_map
+    source, listed = Path(app.srcdir), getattr(config, "external_site_map", None)
+    if listed is None:  # a book without such a table
+        return
     aside = [path.name for path in source.iterdir() if path.name != "book"]
     for path in (source / "book").rglob("*"):
         name = path.relative_to(source)

@@ -139,6 +139,27 @@ def test_pages_of_other_evidence_have_a_banner_of_their_own(monkeypatch):
     assert set(found.values()) == {"Simulated sections"}
 
 
+def test_only_what_the_table_of_contents_lists_is_built(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    from sparsity_trap_book import exclude_unlisted
+    from sphinx_external_toc.parsing import parse_toc_yaml
+
+    for name in ("index.md", "draft.md", "executed/01_data_P5.ipynb", "executed/arms.md", "a.css"):
+        path = tmp_path / "book" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "results").mkdir()
+    toc = tmp_path / "_toc.yml"
+    toc.write_text("root: book/index\nsubtrees: [{entries: [{glob: book/executed/01_*}]}]")
+    config = SimpleNamespace(
+        source_suffix={".md": "", ".ipynb": ""}, exclude_patterns=[".*"],
+        external_site_map=parse_toc_yaml(toc),
+    )  # fmt: skip
+    exclude_unlisted(SimpleNamespace(srcdir=tmp_path), config)
+    aside = {".*", "_toc.yml", "results", "book/draft.md", "book/executed/arms.md"}
+    assert set(config.exclude_patterns) == aside
+
+
 def test_end_of_build_puts_viewers_beside_the_pages_and_drops_unused_icons(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BOOK / "_ext")
     from sparsity_trap_book import add_assets
