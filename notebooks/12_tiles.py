@@ -52,7 +52,7 @@ maps, scores, controls, rates = (
 )
 quote("tiles", n=maps["tile"].nunique(), n_maps=len(maps), n_genes=maps["gene"].nunique())
 quote("tiles", largest_median=maps["largest"].median(), fits=made["fits"])
-quote("tiles", minutes=made["seconds"] / 60, commit=made["commit"], hardware=made["hardware"])
+quote("tiles", commit=made["commit"], hardware=made["hardware"])
 
 # %% [markdown]
 # ## The maps
@@ -434,6 +434,6 @@ tables.show(
 # Of these claims on real counts {val}`claims.real.supported` are supported, {val}`claims.real.not_supported` are not, and {val}`claims.real.undetermined` are undetermined (also as {download}`CSV <tables/claims_real.csv>`).
 #
 # :::{dropdown} How the scores were made
-# `make tiles`, commit {val}`tiles.commit`: {val}`tiles.fits:,` fits, {val}`tiles.minutes:.0f` minutes of one core of {val}`tiles.hardware`.
+# `make tiles`, commit {val}`tiles.commit`: {val}`tiles.fits:,` fits on {val}`tiles.hardware`.
 # The tiles are not part of the repository: `make download TILES=1` reads them out of the published figures. A test trains a part again and compares.
 # :::
