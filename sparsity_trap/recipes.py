@@ -29,7 +29,7 @@ CODE = {
         "bins.py",
     ),
     "section": ("bins.py", "simulation/*"),
-    "store": ("bins.py", "data/*"),
+    "store": ("bins.py", "data/*", "frames.py", "inputs.py"),
     "tokens": ("encoders.*", "filterbank.py"),
     "run": (
         "decoders.py",
@@ -42,6 +42,7 @@ CODE = {
         "model.py",
         "devices.py",
         "checkpoints.py",
+        "evaluation/*",
     ),
 }
 

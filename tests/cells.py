@@ -30,3 +30,8 @@ def run_cells(
         if cell.cell_type == "code" and not parameters and where(cell.source):
             exec(compile(cell.source, str(script), "exec"), namespace)
     return namespace
+
+
+def drawn(source: str) -> bool:
+    """Whether a cell draws; the one that asks for the style alone does not."""
+    return "style." in source.replace("style.use()", "")

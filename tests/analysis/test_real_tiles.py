@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from cells import run_cells
+from cells import drawn, run_cells
 
 from sparsity_trap import runs, settings
 from sparsity_trap.analysis.claims import read_claims
@@ -84,7 +84,7 @@ def page(monkeypatch, tmp_path):
         monkeypatch.setattr(runs, "open_preset", lambda *_: SimpleNamespace(folder=tmp_path))
         monkeypatch.setattr(runs, "Quotes", lambda *_: quote)
         start = {"preset": "", "source": "", "cohort": ""}
-        found = run_cells("12_tiles", start, lambda source: "style." not in source)
+        found = run_cells("12_tiles", start, lambda source: not drawn(source))
         return found | {"quoted": quoted}
 
     return run

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from cells import run_cells
+from cells import drawn, run_cells
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
@@ -181,7 +181,7 @@ def page(monkeypatch, tmp_path):
 
         def wanted(source: str) -> bool:
             mine = not keys or any(f'"{key}"' in source for key in keys)
-            return "style." not in source and (mine or "ledger." not in source)
+            return not drawn(source) and (mine or "ledger." not in source)
 
         found = run_cells("11_record", {"preset": "", "source": "", "cohort": ""}, wanted)
         monkeypatch.setattr(stats, "bootstrap", bootstrap)

@@ -190,26 +190,32 @@ def cut_directory(outs):
 
 FAULTS = {
     "h5": (lambda o: truncate(o / MATRIX), "matrix.h5 is not a whole .*copy it again"),
-    "h5 empty": (lambda o: truncate(o / MATRIX, 0), "matrix.h5 is not a whole .*copy it again"),
+    "h5 empty": (
+        lambda o: truncate(o / MATRIX, 0),
+        "matrix.h5 is empty, not a whole .*copy it again",
+    ),
     "h5 chunk": (damage_chunk, "matrix.h5 is not a whole .*copy it again"),
-    "h5 without indptr": (without_indptr, "matrix.h5 .*indptr.*copy it again"),
+    "h5 without indptr": (
+        without_indptr,
+        "matrix.h5 has no indptr .*: give the file .*as Space Ranger wrote it",
+    ),
     "parquet": (lambda o: truncate(o / POSITIONS), "parquet is not a whole .*copy it again"),
     "parquet page": (damage_page, "parquet is not a whole .*copy it again"),
     "parquet without column": (without_column, "parquet has no column pxl_col_.*give"),
     "no tissue": (without_tissue, "parquet has no bin in tissue: detect tissue again"),
-    "scales": (lambda o: truncate(o / SCALES), "json.json is incomplete .*copy it again"),
+    "scales": (lambda o: truncate(o / SCALES), "json.json is not a whole table .*copy it again"),
     "scales without key": (
         lambda o: (o / SCALES).write_text('{"bin_size_um": 2.0}'),
-        "json.json is incomplete .*microns_per_pixel.*copy it again",
+        "json.json has no number microns_per_pixel.*: add it",
     ),
     "scales null": (
         lambda o: (o / SCALES).write_text('{"bin_size_um": 2.0, "microns_per_pixel": null}'),
-        "json.json .*copy it again",
+        "json.json has no number microns_per_pixel.*: add it",
     ),
     "scales list": (lambda o: (o / SCALES).write_text("[]"), "json.json .*copy it again"),
     "scales binary": (
         lambda o: (o / SCALES).write_bytes(b"\xff\xfe{"),
-        "json.json .*copy it again",
+        "json.json is not a table .*save it as UTF-8",
     ),
     "tiff tiled": (tiff(0.6, tile=(64, 64)), "image.tif .*: copy it again"),
     "tiff tiled, deflated": (

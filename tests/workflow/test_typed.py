@@ -230,7 +230,7 @@ def test_workflow_with_every_odd_sign_in_a_path(tmp_path):
     copy_program(tmp_path / "co", "sparsity_trap", "workflow", "notebooks", "presets", "published")
     for name in ("book", "results"):
         (tmp_path / "co" / name).symlink_to(ROOT / name)
-    for name in ("_config.yml", "_toc.yml", "requirements.in"):
+    for name in ("_config.yml", "_toc.yml", "requirements.in", "CITATION.cff"):
         (tmp_path / "co" / name).symlink_to(ROOT / name)
     command = [
         str(Path(sys.executable).parent / "snakemake"), "--snakefile", "workflow/Snakefile",
