@@ -205,8 +205,8 @@ MUTANTS = {
         ("training/test_training_data.py::test_image_counts_and_mask_are_turned_alike",),
     ),
     "ceiling without the noise of the counts": Mutant(
-        "analysis/ceilings.py",
-        "np.sqrt(variance / (variance + moments.mean_x))",
+        "evaluation/ceilings.py",
+        "np.sqrt(variance / (variance + self.moments.mean_x))",
         "np.sqrt(variance / (variance + 1))",
         (
             "analysis/test_ceilings.py::test_poisson_ceiling_is_the_correlation_of_the_rate_with_its_counts",
