@@ -68,8 +68,8 @@ def test_book_and_results_exist(smoke_book):
 def test_numbers_in_prose_are_those_of_the_run(smoke_book):
     numbers = quoted(smoke_book)
     page = (smoke_book / "_build" / "html" / "book" / "index.html").read_text()
-    assert f"{numbers['arm.D.pcc_8um']:.3f}".replace("-", "−") in page
-    assert f"{numbers['ssim.zeros']:.3f}" in page
+    assert f"{numbers['delta.pcc_8um']:+.3f}".replace("-", "−") in page
+    assert f"{numbers['ssim.zeros']:.2f}" in page
 
 
 def test_every_page_and_figure_says_that_the_data_are_simulated(smoke_book):
