@@ -174,7 +174,7 @@ figure.colorbar(shown, ax=axes[2], shrink=0.8)
 style.letter(*axes)
 offsets = np.indices(shift.correlation.shape).reshape(2, -1) - reach
 drawn = {"rows": offsets[0], "columns": offsets[1], "correlation": shift.correlation.ravel()}
-style.mark(figure, store.source, pd.DataFrame(drawn))
+style.mark(figure, store.source, pd.DataFrame(drawn), patches=len(store))
 
 # %% [markdown]
 # ## Quality of the bins

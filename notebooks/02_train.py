@@ -142,7 +142,7 @@ for axis in (left, right):
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 right.legend(title="test patient", fontsize=7, frameon=False)
 style.letter(left, right)
-style.mark(figure, settings.source, pd.concat(curves))
+style.mark(figure, settings.source, pd.concat(curves), runs=len(results))
 
 # %% [markdown]
 # Scores on the test patients, means over genes, within tissue unless *unmasked* is said. Scores of a run that [collapsed](03_results.ipynb) say nothing.

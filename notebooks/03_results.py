@@ -196,7 +196,7 @@ drawn = pd.concat(drawn)
 for patient in drawn["patient"].drop_duplicates().sort_values():
     axis.scatter([], [], s=18, color=colours[patient], label=patient)
 axis.legend(title="test patient", fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
-style.mark(figure, settings.source, drawn)
+style.mark(figure, settings.source, drawn, genes=rows["n_genes"], runs=rows["runs"])
 
 # %% [markdown]
 # ## Gene by gene
@@ -274,7 +274,9 @@ bars.margins(y=0.15)
 bars.set_ylabel("score")
 for axis in (dumbbells, bars):
     axis.axhline(0, color="#888888", lw=0.6)
-style.mark(figure, settings.source, genes.drop(columns=["sparsity", "mean_count", "delta_pcc_8um"]))
+behind = {"genes": len(genes), "runs": [len(of_runs.loc[arm]) for arm in (MSE_ARM, POISSON_ARM)]}
+drawn = genes.drop(columns=["sparsity", "mean_count", "delta_pcc_8um"])
+style.mark(figure, settings.source, drawn, **behind)
 
 # %% [markdown]
 # In {numref}`fig-collapse`, panel a shows the gene with the largest mean gain, so it is the most favourable case, not a typical one. It is of one run; the seed stands above it. Panel b shows all genes.

@@ -249,7 +249,8 @@ axis.set_yticks(y, [f"{c}  ({w:.0f}/{n:.0f})" for c, w, n in
 axis.axvline(0, color="#888888", lw=0.6)
 axis.set_xlabel("mean gain in PCC at 8 µm, Poisson (E) − MSE (D); in brackets, genes gained")
 axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1))
-style.mark(figure, settings.source, bars.iloc[::-1].assign(published=known.to_numpy()[::-1]))
+style.mark(figure, settings.source, bars.iloc[::-1].assign(published=known.to_numpy()[::-1]),
+           runs=len(by_run))  # fmt: skip
 
 # %% [markdown]
 # One category at a time left out:
@@ -381,7 +382,7 @@ for axis, column in zip(axes, columns, strict=True):
 for label, category in style.name_genes(axes[-1], drawn, fontsize=7):
     label.set_color(style.CATEGORY_COLOURS[category])
 both = [f"{column}_{loss}" for column in columns for loss in ("mse", "poisson")]
-style.mark(figure, settings.source, drawn[["gene", "category", *both]])
+style.mark(figure, settings.source, drawn[["gene", "category", *both]], runs=len(by_run))
 
 # %% [markdown]
 # ## Tables S1 to S3

@@ -96,7 +96,8 @@ for axis, (column, title) in zip(axes, panels.items(), strict=True):
     axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
     axis.set_title(title)
 axes[0].set_yticks(rows, shown.index)
-style.mark(figure, settings.source, shown.rename_axis("map").reset_index())
+behind = {"genes": scored["gene"].nunique(), "patches": len(store)}
+style.mark(figure, settings.source, shown.rename_axis("map").reset_index(), **behind)
 
 # %% [markdown]
 # SSIM at 2 µm of a map that is zero everywhere is {val}`ssim.zeros:.3f`.
@@ -174,7 +175,8 @@ for axis, (column, title) in zip(axes, columns.items(), strict=True):
     axis.set(title=title, xlabel="ceiling of the PCC", xlim=(0, 1))
 axes[0].set_ylabel("PCC")
 style.category_legend(axes[-1], genes["category"])
-style.mark(figure, settings.source, genes[["gene", "category", *columns, "ceiling_8um"]])
+style.mark(figure, settings.source, genes[["gene", "category", *columns, "ceiling_8um"]],
+           genes=len(genes))  # fmt: skip
 
 # %% tags=["remove-input"]
 across = {"ceiling at 8 µm": genes["ceiling_8um"], "ceiling at 2 µm": genes["ceiling_2um"]}

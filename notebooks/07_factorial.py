@@ -109,7 +109,8 @@ if len(between):
     axis.set_yticks(drawn.index, names)
     axis.set_ylim(-0.6, len(drawn) - 0.4)
     axis.set_xlabel("Poisson − MSE, PCC at 8 µm")
-    style.mark(figure, settings.source, drawn)
+    behind = {"genes": between["gene"].nunique(), "runs": [effect.n for effect in of_loss]}
+    style.mark(figure, settings.source, drawn, **behind)
 figure
 
 # %% [markdown]
@@ -150,7 +151,8 @@ if len(shares):
     axis.set_yticks(shares.index, shares["factor"].replace("gap", "E − D"))
     axis.invert_yaxis()
     axis.set_xlabel("PCC at 8 µm, from arm D to arm E")
-    style.mark(figure, settings.source, shares)
+    behind = {"genes": between["gene"].nunique(), "runs": shares["runs"]}
+    style.mark(figure, settings.source, shares, **behind)
 figure
 
 # %% [markdown]
@@ -188,7 +190,8 @@ if trained:
     axis.set_yticks(shown.index, [style.term_name(term) for term in shown["term"]])
     axis.set_ylim(-0.7, len(shown) - 0.3)
     axis.set_xlabel("effect on PCC at 8 µm, with 95 % interval")
-    style.mark(figure, settings.source, on_pcc)
+    behind = {of: crossed[of[:-1]].nunique() for of in ("genes", "runs")}
+    style.mark(figure, settings.source, on_pcc, **behind)
 figure
 
 # %% [markdown]
@@ -285,7 +288,7 @@ for axis in axes[1]:
     axis.set_xlabel("mean count per 2 µm bin")
 for axis in axes[:, 0]:
     axis.set_ylabel("share of the squared gradient")
-style.mark(figure, settings.source, shares_of_genes)
+style.mark(figure, settings.source, shares_of_genes, genes=shares_of_genes["gene"].nunique())
 
 # %% [markdown]
 # ## The same minimiser

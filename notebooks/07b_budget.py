@@ -114,7 +114,8 @@ if searched:
         axis.set_xticks([], minor=True)
         axis.xaxis.set_major_formatter("{x:g}")
     axes[0].legend()
-    style.mark(figure, settings.source, rates)
+    runs_of_each = dots.groupby(["loss", "lr_times"]).size()
+    style.mark(figure, settings.source, rates, runs=runs_of_each)
 figure
 
 # %% [markdown]
@@ -157,7 +158,7 @@ if len(points):
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.legend(fontsize=7)
-    style.mark(figure, settings.source, points)
+    style.mark(figure, settings.source, points, runs=points["runs"])
 figure
 
 # %% [markdown]

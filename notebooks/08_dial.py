@@ -118,7 +118,7 @@ if curves:
         axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("gain in PCC, Poisson − MSE")
     drawn = pd.concat(curve.assign(dial=titles[setting]) for setting, curve in curves.items())
-    style.mark(figure, settings.source, drawn)
+    style.mark(figure, settings.source, drawn, runs=drawn["runs"])
 figure
 
 # %% [markdown]

@@ -111,7 +111,7 @@ if trained:
     image = figure.colorbar(ScalarMappable(norm, style.SCORE_MAP), ax=right)
     image.set_label("mean count of the gene")
     style.letter(left, right)
-    style.mark(figure, settings.source, curve)
+    style.mark(figure, settings.source, curve, genes=len(of_genes), runs=shown["runs"])
 figure
 
 # %% [markdown]
@@ -194,7 +194,8 @@ if len(names) > 2:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel("PCC at 8 µm")
-    style.mark(figure, settings.source, pd.concat(drawn))
+    behind = [len(own) for own in drawn]
+    style.mark(figure, settings.source, pd.concat(drawn), runs=behind)
 figure
 
 # %% [markdown]

@@ -120,7 +120,7 @@ if len(gains):
     axes[0][0].set_yticks(list(places.values()), list(places))
     axes[0][0].set_ylim(len(places) - 0.5, -0.5)
     drawn = by_seed.merge(gains, on=["pair", "world"], suffixes=("", "_mean"))
-    style.mark(figure, settings.source, drawn)
+    style.mark(figure, settings.source, drawn, seeds=gains["n_seeds"])
 figure
 
 # %% [markdown]

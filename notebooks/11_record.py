@@ -176,7 +176,7 @@ axes[0].set(
 )
 axes[1].set(title="later table, PCC", ylim=(-0.06, 0.27))
 key(figure, axes[0])
-style.mark(figure, "printed", pd.concat(shown))
+style.mark(figure, "printed", pd.concat(shown), genes=[len(own) for own in shown])
 
 # %% [markdown]
 # (claim-printed_most_genes)=
@@ -292,7 +292,7 @@ values = {
     for name, pair in panels.items()
     for i, when in enumerate(("first", "later"))
 }
-style.mark(figure, "printed", side[["gene", "category"]].assign(**values))
+style.mark(figure, "printed", side[["gene", "category"]].assign(**values), genes=len(side))
 
 # %% [markdown]
 # (claim-printed_gains_agree)=
@@ -333,7 +333,7 @@ for axis, (work, pcc, ssim) in zip(axes[1], WITHIN, strict=True):
     axis.set(xlabel="PCC of the gene", ylim=(0.05, 1.12))
 axes[1, 0].set_ylabel("SSIM of the gene")
 key(figure, axes[0, 0])
-style.mark(figure, "printed", pd.concat(shown))
+style.mark(figure, "printed", pd.concat(shown), genes=[len(own) for own in shown])
 
 # %% [markdown]
 # (claim-printed_ssim_sparser_genes)=
@@ -649,7 +649,7 @@ axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
 axis.set_yticks(range(len(order)), order)
 axis.set(xlabel="Spearman correlation, minus that of squared error", xticks=[-0.2, -0.1, 0, 0.1])
 axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title="task", title_fontsize=7)
-style.mark(figure, "printed", over_mse.reset_index())
+style.mark(figure, "printed", over_mse.reset_index(), tasks=over_mse.shape[1])
 
 # %% [markdown]
 # (claim-printed_poisson_at_55um)=
@@ -753,7 +753,8 @@ for category, colour in style.CATEGORY_COLOURS.items():
 axis.set_yticks(range(len(kinds)), kinds)
 axis.set(xlabel="part of the weight (%)", xlim=(0, 100))
 key(figure, axis)
-style.mark(figure, "printed", drawn_genes[["gene", "category", "sparsity"]].assign(rate=rate))
+rates = drawn_genes[["gene", "category", "sparsity"]].assign(rate=rate)
+style.mark(figure, "printed", rates, genes=len(rates))
 
 # %% [markdown]
 # (claim-printed_mitochondrial_weight)=

@@ -89,7 +89,7 @@ axis.invert_yaxis()
 axis.set(xlabel="column, tiles of 256 µm", ylabel="row", aspect="equal")
 axis.set_xticks(range(0, places["column"].max() + 1, 5))
 axis.set_yticks(range(5, places["row"].max() + 1, 5))
-style.mark(figure, "real", places)
+style.mark(figure, "real", places, tiles=len(places), maps=len(maps))
 
 # %% [markdown]
 # ## Each loss at its own best rate
@@ -255,7 +255,8 @@ right.axline((0, 0), slope=1, color="#9A9A9A", lw=0.8, zorder=0)
 right.scatter(linear["mse"], linear["poisson"], s=14, color=style.POISSON_COLOUR, ec="w", lw=0.4)
 right.set(xlabel="PCC at 8 µm, MSE", ylabel="PCC at 8 µm, Poisson", aspect="equal")
 style.letter(left, right)
-style.mark(figure, "real", linear[["tile", "strip", "mse", "poisson"]])
+drawn = linear[["tile", "strip", "mse", "poisson"]]
+style.mark(figure, "real", drawn, tiles=len(drawn), runs=per_run.groupby("decoder").size())
 
 # %% [markdown]
 # (claim-real_loss)=
@@ -308,7 +309,7 @@ axis.axhline(0, color="#9A9A9A", lw=0.8, zorder=0)
 axis.axvline(2.25, color="#D0D0D0", lw=0.8)
 axis.set_xticks(place, [*(f"{p:g}" for p in dial["p"][:-1]), "NB"])
 axis.set(xlabel="p", ylabel="gain in PCC at 8 µm")
-style.mark(figure, "real", dial)
+style.mark(figure, "real", dial, tiles=len(pairs.loc["linear"]), runs=len(per_run.loc["linear"]))
 
 # %% [markdown]
 # (claim-real_dial)=
@@ -387,7 +388,7 @@ for axis, (column, title) in zip(axes, panels.items(), strict=True):
     axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
     axis.set_title(title)
 axes[0].set_yticks(at, shown.index)
-style.mark(figure, "real", shown.rename_axis("map").reset_index())
+style.mark(figure, "real", shown.rename_axis("map").reset_index(), tiles=len(places))
 
 # %% [markdown]
 # A map that is zero everywhere has an SSIM of {val}`tiles.ssim.zeros:.3f` at 2 µm, the Poisson model {val}`tiles.ssim.poisson:.3f`, and {val}`tiles.ssim.shuffled:.3f` with another tile's prediction; the published Poisson predictions have {val}`tiles.published.ssim_poisson:.3f`. All are lower than the SSIM printed in the figures: its constants follow the range of the maps, which clipping shortens. Among the losses of the linear decoder SSIM puts {val}`tiles.ssim.first` first, with {val}`tiles.ssim.first_value:.3f`; PCC at 8 µm puts it in place {val}`tiles.ssim.first_place` of {val}`tiles.ssim.n_losses`. A constant map has a PCC at 8 µm where bins are tissue in part.

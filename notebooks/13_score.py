@@ -163,7 +163,8 @@ axis.set_yticks(places, [PROTOCOLS[name].title for name in by_protocol.index])
 axis.set_xlabel("score")
 axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 drawn = by_protocol.drop(columns="a null beats")
-style.mark(figure, settings.source, drawn.rename_axis("protocol").reset_index())
+drawn = drawn.rename_axis("protocol").reset_index()
+style.mark(figure, settings.source, drawn, genes=len(store.genes), patches=len(store))
 
 # %% [markdown]
 # ## What looks like a mistake

@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from sparsity_trap.analysis.families import FAMILIES
@@ -151,13 +152,28 @@ def subplots(
     return figure, figure.subplots(rows, columns, **options)
 
 
-def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhibit:
-    """Write the kind of data into the figure; keep the numbers drawn; make small letters legible.
+def mark(
+    figure: Exhibit, source: str, data: pd.DataFrame | None = None, **number: ArrayLike
+) -> Exhibit:
+    """Write the kind of data and n into the figure; keep the numbers drawn; make letters legible.
 
-    ``source`` is that of the sections, nothing being written where they were measured, or a family
-    of `families.FAMILIES`.
+    Parameters
+    ----------
+    figure
+        A figure that is otherwise finished.
+    source
+        That of the sections, nothing being written where they were measured, or a family of
+        `families.FAMILIES`.
+    data
+        The numbers drawn, for readers to take along; None for maps.
+    number
+        How many of what stand behind a point, such as ``genes=50, runs=[3, 5]``; where points
+        differ, the least and the most are written.
     """
     figure.data = data
+    if number:
+        note = ", ".join(_counted(name, np.unique(np.asarray(n))) for name, n in number.items())
+        stamp(figure, f"n = {note}", "#555555", left=True)
     others = {name: family.mark.upper() for name, family in FAMILIES.items() if family.mark}
     if note := (others | MARKS).get(source):
         stamp(figure, note, "#A32020" if source in MARKS else "#1B6B4A")
@@ -165,12 +181,20 @@ def mark(figure: Exhibit, source: str, data: pd.DataFrame | None = None) -> Exhi
     return figure
 
 
-def stamp(figure: Exhibit, note: str, colour: str = "#A32020") -> None:
-    """Write a note into the lower right corner, below what is drawn."""
+def _counted(name: str, numbers: np.ndarray) -> str:
+    """A number, or the range of several, with the name of what is counted in the plural."""
+    if list(numbers) == [1]:
+        return f"1 {name.removesuffix('s')}"
+    return f"{' to '.join(f'{n:.0f}' for n in dict.fromkeys(numbers[[0, -1]]))} {name}"
+
+
+def stamp(figure: Exhibit, note: str, colour: str = "#A32020", left: bool = False) -> None:
+    """Write a note into the lower right corner, or the left one, below what is drawn."""
     size = _least(figure)
+    side: dict[str, Any] = {"ha": "right", "weight": "bold"}
     figure.text(
-        0.995, 0.002, note, ha="right", va="bottom", fontsize=size, weight="bold", color=colour,
-        in_layout=False,
+        0.005 if left else 0.995, 0.002, note, va="bottom", fontsize=size, color=colour,
+        in_layout=False, **({"ha": "left"} if left else side),
     )  # fmt: skip
     below = 1.3 * size / 72 / figure.get_figheight()
     figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))

@@ -30,6 +30,8 @@ def test_style_stays_with_the_exhibits():
 
 
 def test_what_is_made_later_has_the_style():
+    # As at the start of a program, whatever cells of notebooks asked for in this one.
+    matplotlib.rcdefaults()
     with style.used():
         figure, axis = style.subplots(figsize=(2, 2))
         axis.plot([0, 1], label="a")
@@ -112,6 +114,16 @@ def test_no_letter_prints_below_7_points(width, least):
     assert {"a", "b", "c", "d", "e", "SIMULATED DATA"} <= set(sizes)
     assert min(sizes.values()) == pytest.approx(least)
     assert [axis.get_title("left") for axis in (axis, other)] == ["a", "b"]
+
+
+def test_n_is_written_below_the_axes():
+    figure, _ = style.subplots(figsize=(4, 2))
+    style.mark(figure, "spaceranger", genes=50, runs=[5, 3, 3], seeds=[1, 1])
+    figure.draw_without_rendering()
+    (text,) = figure.texts
+    assert text.get_text() == "n = 50 genes, 3 to 5 runs, 1 seed"
+    letters, axes = text.get_window_extent(), figure.axes[0].get_tightbbox()
+    assert letters.y0 >= 0 and letters.y1 <= axes.y0
 
 
 @pytest.mark.parametrize("tissue", [True, False])
