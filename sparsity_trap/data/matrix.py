@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _MATRIX = "a whole Space Ranger matrix, version 3"
 _BARCODE = b"s_002um_RRRRR_CCCCC"
+#: Datasets that are read, and how far DEFLATE unpacks at most.
+_READ = ("barcodes", "data", "indices", "indptr", "features/name", "features/feature_type")
+_EXPANSION = 1032
 _BATCH = 100_000  # sorted entries in hand at a time
 BLOCK = 400_000  # entries of one piece of work
 
@@ -40,7 +43,9 @@ def open_matrix(path: Path) -> Iterator[h5py.Group]:
     check_present(path)
     try:
         with _open(path) as file:
-            yield file["matrix"]
+            matrix = file["matrix"]
+            _check_sizes(matrix, path)
+            yield matrix
     except DAMAGE as error:
         if said := _other_layout(path, error):
             raise UserError(f"{path} {said}") from error
@@ -56,6 +61,17 @@ def _open(path: Path) -> h5py.File:
         if error.errno not in NO_LOCKS:
             raise
         return h5py.File(path, locking=False)
+
+
+def _check_sizes(matrix: h5py.Group, path: Path) -> None:
+    """Raise ``ValueError`` where a damaged header asks for more memory than the file can fill."""
+    most = _EXPANSION * path.stat().st_size
+    for name in _READ:
+        if name in matrix:
+            column = matrix[name]
+            entries = max(column.size, *(column.chunks or (0,)))
+            if entries * column.dtype.itemsize > most:
+                raise ValueError(f"{name} claims {entries} entries")
 
 
 def _other_layout(path: Path, error: Exception) -> str:

@@ -445,6 +445,13 @@ def test_section_that_cannot_be_read(outs, spoil, named):
     refuse(lambda: read_section(outs), named)
 
 
+def test_damage_that_claims_more_than_the_file_can_hold_takes_no_memory(outs):
+    with h5py.File(outs / MATRIX, "r+") as file:
+        del file["matrix/barcodes"]
+        file.create_dataset("matrix/barcodes", 10**10, "S19", chunks=(1000,), compression="gzip")
+    refuse(lambda: read_section(outs), "matrix.h5", "barcodes claims 10000000000 entries")
+
+
 @pytest.mark.parametrize(
     "path",
     [MATRIX, POSITIONS, SCALES, IMAGE],
