@@ -67,11 +67,10 @@ def _check_sizes(matrix: h5py.Group, path: Path) -> None:
     """Raise ``ValueError`` where a damaged header asks for more memory than the file can fill."""
     most = _EXPANSION * path.stat().st_size
     for name in _READ:
-        if name in matrix:
-            column = matrix[name]
-            entries = max(column.size, *(column.chunks or (0,)))
-            if entries * column.dtype.itemsize > most:
-                raise ValueError(f"{name} claims {entries} entries")
+        column = matrix[name]
+        entries = max(column.size, *(column.chunks or (0,)))
+        if entries * column.dtype.itemsize > most:
+            raise ValueError(f"{name} claims {entries} entries")
 
 
 def _other_layout(path: Path, error: Exception) -> str:
