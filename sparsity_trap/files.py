@@ -162,10 +162,12 @@ def hardware() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = f"{name}, {cores} cores"
 
-    import torch
+    # Where no driver is, torch need not be asked: it takes seconds to import.
+    if shutil.which("nvidia-smi") or shutil.which("rocm-smi"):
+        import torch
 
-    if torch.cuda.is_available():
-        text += f", {torch.cuda.get_device_name()}"
+        if torch.cuda.is_available():
+            text += f", {torch.cuda.get_device_name()}"
     return text
 
 

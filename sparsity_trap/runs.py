@@ -32,7 +32,6 @@ from sparsity_trap.data.sections import (
     real_sections,
 )
 from sparsity_trap.data.spaceranger import read_8um_table
-from sparsity_trap.encoders import cache_tokens
 from sparsity_trap.files import alone, building
 from sparsity_trap.quotes import Quotes
 from sparsity_trap.settings import (
@@ -45,7 +44,6 @@ from sparsity_trap.settings import (
     Run,
     UserError,
 )
-from sparsity_trap.training import train
 
 __all__ = [
     "Quotes", "Result", "collapsed", "contrast", "kept_table", "load", "load_all", "long_table",
@@ -127,6 +125,8 @@ def tokens(preset: Preset, patient: str) -> Path:
     cut, path = store(preset, patient), preset.tokens(patient)
 
     def encode() -> None:
+        from sparsity_trap.encoders import cache_tokens  # here: who reads results needs no torch
+
         home = preset.home
         if not (home and _has_tokens(home, patient, cut)):
             return cache_tokens(cut.path, path, preset.encoder)
@@ -152,6 +152,8 @@ def run(preset: Preset, this: Run) -> Path:
     folder = preset.run_dir(this)
 
     def fit() -> None:
+        from sparsity_trap.training import train
+
         for patient in preset.patients:
             tokens(preset, patient)
         train(preset, this)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from sparsity_trap import files, presets, recipes, runs
+from sparsity_trap import encoders, files, presets, recipes, runs, training
 from sparsity_trap import settings as config
 from sparsity_trap.data.sections import Section
 from sparsity_trap.presets import load_preset
@@ -60,8 +60,10 @@ def computed(monkeypatch) -> Counter:
 
         return wrapper
 
-    for kind, name in (("store", "write_store"), ("tokens", "cache_tokens"), ("run", "train")):
-        monkeypatch.setattr(runs, name, counted(kind, getattr(runs, name)))
+    for kind, home, name in (
+        ("store", runs, "write_store"), ("tokens", encoders, "cache_tokens"), ("run", training, "train"),
+    ):  # fmt: skip
+        monkeypatch.setattr(home, name, counted(kind, getattr(home, name)))
     return count
 
 
