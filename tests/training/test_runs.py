@@ -60,9 +60,8 @@ def computed(monkeypatch) -> Counter:
 
         return wrapper
 
-    for kind, home, name in (
-        ("store", runs, "write_store"), ("tokens", encoders, "cache_tokens"), ("run", training, "train"),
-    ):  # fmt: skip
+    homes = {"store": (runs, "write_store"), "tokens": (encoders, "cache_tokens")}
+    for kind, (home, name) in (homes | {"run": (training, "train")}).items():
         monkeypatch.setattr(home, name, counted(kind, getattr(home, name)))
     return count
 
