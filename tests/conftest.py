@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import Chromium
 
 # Tests share the cores among processes, not among the threads of each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -140,6 +139,8 @@ def chromium(tmp_path_factory):
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("chromium is not installed")
+    from browser import Chromium  # here: it needs the scripts beside the module
+
     browser = Chromium(program, tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
