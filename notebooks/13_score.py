@@ -14,10 +14,11 @@
 # ```python
 # import sparsity_trap as st
 #
-# found = st.evaluate(counts, rate, mask, train_mean, genes)   # [N, G, H, W], or batches of these
+# # maps [N, G, H, W], or batches of these
+# found = st.evaluate(counts, rate, mask, train_mean, genes)
 # print(*found.findings, *found.verdict, sep="\n")
-# found.to_dataframe()                                         # every score of every map and gene
-# found.report("card")                                         # the report card, with the book's own packages
+# found.to_dataframe()  # every score of every map and gene
+# found.report("card")  # the report card, with the book's own packages
 # ```
 #
 # Files go through `make score`, with AnnData, SpatialData, zarr or npz on one side, Space Ranger's output or a patch store on the other ([](../reuse.md)). This page runs the call on arms of this build and on a map that was turned upside down.
