@@ -172,6 +172,7 @@ def page(monkeypatch, tmp_path):
             monkeypatch.setattr(published, name, table)
         monkeypatch.setattr(runs, "open_preset", lambda *_: SimpleNamespace(folder=tmp_path))
         monkeypatch.setattr(runs, "Quotes", lambda *_: quote)
+        monkeypatch.setattr("gc.collect", lambda *_: 0)  # which statsmodels calls in corrections
         bootstrap = stats.bootstrap
         monkeypatch.setattr(
             stats,
