@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import jupytext
 
 from sparsity_trap.settings import ROOT
+
+
+@cache
+def _code(name: str) -> list[tuple[str, CodeType]]:
+    """Source and code of a notebook's cells but for its parameters: read once for all tests."""
+    script = ROOT / "notebooks" / f"{name}.py"
+    return [
+        (cell.source, compile(cell.source, str(script), "exec"))
+        for cell in jupytext.read(script).cells
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+    ]
 
 
 def run_cells(
@@ -24,11 +37,9 @@ def run_cells(
     where
         Takes the source of a cell; cells for which it is false are left out.
     """
-    script = ROOT / "notebooks" / f"{name}.py"
-    for cell in jupytext.read(script).cells:
-        parameters = "parameters" in cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and not parameters and where(cell.source):
-            exec(compile(cell.source, str(script), "exec"), namespace)
+    for source, code in _code(name):
+        if where(source):
+            exec(code, namespace)
     return namespace
 
 

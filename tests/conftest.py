@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# Tests share the cores among processes, not among the threads of each.
+# Tests share the cores among processes, not among the threads of each. Numba's threads are those of
+# torch: a parallel loop of a library sets their number for torch too, until the process ends.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

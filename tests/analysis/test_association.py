@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
-from cells import run_cells
+from cells import drawn, run_cells
 from scipy import stats
 
 from sparsity_trap import runs
@@ -57,9 +57,12 @@ def sums(seed: list[int], genes: int) -> np.ndarray:
 
 @pytest.fixture
 def page(monkeypatch, tmp_path):
-    """Run notebook 04 on a table of runs; what it defines, with its numbers as ``quoted``."""
+    """Run notebook 04 on a table of runs; what it defines, with its numbers as ``quoted``.
 
-    def run(scores: pd.DataFrame) -> dict:
+    Its plots are left out, but with ``plots``.
+    """
+
+    def run(scores: pd.DataFrame, plots: bool = False) -> dict:
         monkeypatch.setattr(effects.crossed_draws, "__defaults__", (400,))
         settings = types.SimpleNamespace(folder=tmp_path, source="simulated", main_patient="P5")
         numbers: dict = {}
@@ -83,9 +86,13 @@ def page(monkeypatch, tmp_path):
             "long_table": lambda *_: scores,
         }.items():
             monkeypatch.setattr(runs, name, value)
-        return run_cells("04_sparsity", {"preset": "", "source": "", "cohort": ""}) | {
-            "quoted": numbers
-        }
+
+        def wanted(source: str) -> bool:
+            others = ("interactive.show", "recompute.recompute")
+            return plots or not (drawn(source) or any(text in source for text in others))
+
+        parameters = {"preset": "", "source": "", "cohort": ""}
+        return run_cells("04_sparsity", parameters, wanted) | {"quoted": numbers}
 
     return run
 
@@ -264,14 +271,15 @@ def test_the_page_bears_scores_that_are_undefined(page):
     once = scores.assign(pcc_8um=scores["pcc_8um"].mask(gone & (scores["seed"] == 1)))
     assert page(once)["quoted"]["sparsity.n_genes"] == 48
     # Every run of one arm collapsed.
-    quoted = page(scores.assign(pcc_8um=scores["pcc_8um"].where(scores["arm"] == "D")))["quoted"]
+    lost = scores.assign(pcc_8um=scores["pcc_8um"].where(scores["arm"] == "D"))
+    quoted = page(lost, plots=True)["quoted"]
     assert quoted["sparsity.n_genes"] == quoted["sparsity.n_runs"] == 0
     assert all(np.isnan(quoted[f"sparsity.{key}"]) for key in ("rho", "ci_low", "slope"))
     # All gains the same.
     same = long(mse, poisson.assign(pcc_8um=mse["pcc_8um"]), noise=0)
-    assert np.isnan(page(same)["quoted"]["sparsity.rho"])
+    assert np.isnan(page(same, plots=True)["quoted"]["sparsity.rho"])
     # One run of each arm: values, and no interval.
-    quoted = page(scores[scores["seed"] == 0])["quoted"]
+    quoted = page(scores[scores["seed"] == 0], plots=True)["quoted"]
     assert np.isfinite(quoted["sparsity.rho"]) and np.isnan(quoted["sparsity.ci_low"])
 
 

@@ -18,6 +18,7 @@ from sparsity_trap.analysis.claims import read_claims
 from sparsity_trap.analysis.effects import Share
 from sparsity_trap.analysis.families import FAMILIES
 from sparsity_trap.data.genes import panel_table
+from sparsity_trap.show import tables
 
 FIRST, LATER, TWO = published.GENES, published.LATER_GENES, published.TWO_BY_TWO
 MITOCHONDRIAL = FIRST["category"] == "mitochondrial"
@@ -160,18 +161,19 @@ def test_p_of_dealt_orders_is_that_of_an_exact_enumeration():
 
 @pytest.fixture
 def page(monkeypatch, tmp_path):
-    """Run the page without its figures, on printed tables that ``tables`` replace."""
+    """Run the page without its figures, on printed tables that ``printed`` replace."""
 
-    def run(*keys: str, **tables: pd.DataFrame) -> dict:
+    def run(*keys: str, **printed: pd.DataFrame) -> dict:
         quoted: dict[str, object] = {}
 
         def quote(prefix, **numbers):
             quoted.update({f"{prefix}.{name}": number for name, number in numbers.items()})
 
-        for name, table in tables.items():
+        for name, table in printed.items():
             monkeypatch.setattr(published, name, table)
         monkeypatch.setattr(runs, "open_preset", lambda *_: SimpleNamespace(folder=tmp_path))
         monkeypatch.setattr(runs, "Quotes", lambda *_: quote)
+        monkeypatch.setattr("gc.collect", lambda *_: 0)  # which statsmodels calls in corrections
         bootstrap = stats.bootstrap
         monkeypatch.setattr(
             stats,
@@ -181,7 +183,8 @@ def page(monkeypatch, tmp_path):
 
         def wanted(source: str) -> bool:
             mine = not keys or any(f'"{key}"' in source for key in keys)
-            return not drawn(source) and (mine or "ledger." not in source)
+            others = ("ledger.", "correlations")  # the latter in cells that no claim is based on
+            return not drawn(source) and (mine or not any(text in source for text in others))
 
         found = run_cells("11_record", {"preset": "", "source": "", "cohort": ""}, wanted)
         monkeypatch.setattr(stats, "bootstrap", bootstrap)
@@ -195,8 +198,9 @@ def page(monkeypatch, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """p of dealt orders plays no part in a verdict."""
+    """p of dealt orders plays no part in a verdict, and no table is looked at."""
     monkeypatch.setattr(association, "dealt", lambda *_: 0.5)
+    monkeypatch.setattr(tables, "show", lambda *_, **__: None)
 
 
 def test_page_repeats_the_facts(page):
@@ -377,10 +381,10 @@ def test_every_claim_has_cases():
 
 @pytest.mark.parametrize("key", CASES)
 def test_every_verdict_can_be_reached(page, quick, monkeypatch, key):
-    for verdict, tables in CASES[key].items():
+    for verdict, printed in CASES[key].items():
         with monkeypatch.context():
-            before = {name: getattr(published, name) for name in tables}
-            claim = page(key, **tables)["ledger"].claims[key]
+            before = {name: getattr(published, name) for name in printed}
+            claim = page(key, **printed)["ledger"].claims[key]
             for name, table in before.items():
                 monkeypatch.setattr(published, name, table)
         assert claim.verdict == verdict, (verdict, claim)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,21 +78,31 @@ def write_patient(
     (preset.tokens(patient) / "about.json").write_text(json.dumps(about))
 
 
+def written(folder: Path) -> Path:
+    """Folder of the patients, made once, of which every test has a copy."""
+    if not folder.exists():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(config, "ROOT", folder)
+            preset = load_preset("smoke")
+            for seed, patient in enumerate(preset.patients):
+                write_patient(preset, patient, seed)
+    return folder
+
+
 @pytest.fixture
-def preset(tmp_path, monkeypatch):
+def preset(tmp_path, monkeypatch, tmp_path_factory):
+    patients = written(tmp_path_factory.getbasetemp() / "patients")
+    shutil.copytree(patients, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(config, "ROOT", tmp_path)
     preset = load_preset("smoke")
     update = {"epochs": 10, "batch_size": 3, "lr": 0.02}
-    preset = preset.model_copy(
+    arms = {n: arm.model_copy(update={"decoder": "linear"}) for n, arm in preset.arms.items()}
+    return preset.model_copy(
         update={
             "training": preset.training.model_copy(update=update),
-            "arms": {name: arm.model_copy(update={"decoder": "linear"})
-                     for name, arm in preset.arms.items()},
+            "arms": arms,
         }
-    )  # fmt: skip
-    for seed, patient in enumerate(preset.patients):
-        write_patient(preset, patient, seed)
-    return preset
+    )
 
 
 def changed(preset: Preset, arms: dict[str, dict] | None = None, **training) -> Preset:

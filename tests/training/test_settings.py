@@ -88,6 +88,8 @@ def test_unknown_preset_and_arm_list_the_choices():
         UserError, match="preset 'huge' does not exist.*: choose one of laptop, paper, smoke"
     ):
         load_preset("huge")
+    with pytest.raises(UserError, match=r"preset '\[' does not exist"):  # not a glob, nor YAML
+        load_preset("[")
     with pytest.raises(UserError, match="arm 'Q' does not exist.*D, E"):
         load_preset("smoke").arm("Q")
 

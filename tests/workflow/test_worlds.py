@@ -44,6 +44,8 @@ def write(tmp_path, monkeypatch):
     """Write the smoke preset with worlds, changed, as preset ``tiny``; results go to tmp_path."""
     content = yaml.safe_load((presets.PRESETS / "smoke.yaml").read_text())
     content["patients"] = ["P1", "P5"]
+    content["encoder"]["dihedral"] = False
+    content["decoder"]["hidden"] = 8
     content["training"]["epochs"] = 1
     content["runs"] = [{"arms": ["D", "E", *PAIR], "test_patients": ["P5"]}]
     content["worlds"] = copy.deepcopy(WORLDS)
