@@ -122,7 +122,7 @@ def test_threads_change_scores_within_the_stated_tolerance(
 ):
     """The book trains with one thread; torch splits sums over its threads."""
     preset, book = load_preset("smoke"), smoke_book / "results" / "smoke"
-    short = preset.training.model_copy(update={"epochs": 6})
+    short = preset.training.model_copy(update={"epochs": 3})
     # Of an arm that learns: arm D may collapse, and leaves nothing to compare.
     run = Run(arm="E", test_patient="P5", seed=0)
 
