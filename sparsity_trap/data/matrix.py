@@ -180,7 +180,7 @@ def read_all_genes(
 
         column = read_all(indices, BLOCK, columns)
         # Of the type of the columns where that holds them, or SciPy would convert these.
-        indptr = _whole(read_all(matrix["indptr"], BLOCK), path).astype(_index_type(len(column)))
+        indptr = _pointers(matrix, len(bins), path).astype(_index_type(len(column)))
         others = None in names
         table = sp.csr_array((counts, column, indptr), shape=(len(bins), len(genes) + others))
     return bins, table[:, : len(genes)] if others else table, genes
@@ -218,6 +218,15 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
     if not np.array_equal(whole, values):
         raise UserError(f"{path}: its indices are not whole numbers: give Space Ranger's own file")
     return whole
+
+
+def _pointers(matrix: h5py.Group, n_bins: int, path: Path) -> np.ndarray:
+    """Where the entries of each bin begin and end; checks that they fit the other columns."""
+    indptr = _whole(read_all(matrix["indptr"], BLOCK), path)
+    fits = len(indptr) == n_bins + 1 and not (indptr[1:] < indptr[:-1]).any()
+    if not fits or {len(matrix["indices"]), len(matrix["data"])} != {int(indptr[-1])}:
+        raise UserError(f"{path}: indptr does not fit barcodes and data; copy it again")
+    return indptr
 
 
 def in_order(bins: np.ndarray, values: np.ndarray, path: Path) -> int:
@@ -275,10 +284,8 @@ def _pieces_by_gene(
     block: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
     """Entries of some genes, piece by piece: bins, counts, and where each gene begins and ends."""
-    indptr = _whole(read_all(matrix["indptr"], BLOCK), path)
+    indptr = _pointers(matrix, len(bins), path)
     indices, data = matrix["indices"], matrix["data"]
-    if len(indptr) != len(bins) + 1 or {len(indices), len(data)} != {int(indptr[-1])}:
-        raise UserError(f"{path}: indptr does not fit barcodes and data; copy it again")
     read_index, read_value = reader(indices), reader(data)
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, list[int]]:

@@ -406,6 +406,9 @@ SECTION_FAULTS |= {
         "indices between genes": replaced("indices", lambda v: v + 0.5),
         "indices of more genes": replaced("indices", lambda v: v + 3),
         "pointers too few": replaced("indptr", lambda v: v[:-1]),
+        "pointers that go back": replaced(
+            "indptr", lambda v: np.r_[v[:2], v[1], v[3:-2], v[3], v[-1]]
+        ),
         "barcodes as numbers": replaced("barcodes", lambda v: np.arange(len(v))),
         "barcodes empty": replaced("barcodes", lambda v: v[:0]),
     }.items()
