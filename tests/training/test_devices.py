@@ -48,7 +48,7 @@ def test_processes_are_those_of_the_launcher(monkeypatch):
 @pytest.mark.slow
 def test_two_processes_learn_nearly_as_one(preset):
     """Each mean is over a process's own tissue; batches of 6 and of 3 patches per process."""
-    preset = changed(preset, {"linear": LINEAR, "deep": E}, batch_size=6, accumulate=1, epochs=6)
+    preset = changed(preset, {"linear": LINEAR, "deep": E}, batch_size=6, accumulate=1, epochs=3)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start(
         preset, config.ROOT, "linear", "deep", launcher=launcher,
