@@ -63,7 +63,7 @@ def page(monkeypatch, tmp_path):
     """
 
     def run(scores: pd.DataFrame, plots: bool = False) -> dict:
-        monkeypatch.setattr(effects.crossed_draws, "__defaults__", (400,))
+        monkeypatch.setattr(effects.crossed_draws, "__defaults__", (150,))
         settings = types.SimpleNamespace(folder=tmp_path, source="simulated", main_patient="P5")
         numbers: dict = {}
 

@@ -42,7 +42,7 @@ def skeleton(arms: tuple[tuple[str, int], ...], patients: tuple[str, ...], genes
 PAIR = {"E": 1, "D": -1}
 
 
-def coverage(arms, weights=PAIR, repeats=200, truth=0.03, lost=(), **options) -> float:
+def coverage(arms, weights=PAIR, repeats=140, truth=0.03, lost=(), **options) -> float:
     """Share of intervals that hold the truth; ``lost`` are patients without their last run."""
     draw = np.random.default_rng(1)
     hits = 0

@@ -13,8 +13,10 @@ from sparsity_trap.analysis import factorial
 from sparsity_trap.analysis.effects import contrast
 from sparsity_trap.settings import PUBLISHED_BIAS
 
-#: Cells of the page that need trained models or take long.
-MECHANISM = ("gradient_shares(", "powers", "toy_minimisers(", "steps = ")
+#: Cells of the page that need trained models, take long, or draw what no score has a part in.
+MECHANISM = ("gradient_shares(", "powers", "toy_minimisers(", "steps = ", "style.subplots(1, 2, ")
+#: Cells that draw scores.
+DRAWING = ("style.subplots(", "interactive.show(")
 
 
 @pytest.fixture
@@ -24,8 +26,10 @@ def planted() -> pd.DataFrame:
 
 @pytest.fixture
 def page(monkeypatch):
-    """Run the page of the factorial on a table of scores."""
-    return lambda scores: run_page(monkeypatch, "07_factorial", scores, *MECHANISM)
+    """Run the page of the factorial on a table of scores, but for some cells."""
+    return lambda scores, *left_out: run_page(
+        monkeypatch, "07_factorial", scores, *MECHANISM, *left_out
+    )
 
 
 # --- which runs -----------------------------------------------------------------------------------
@@ -85,7 +89,7 @@ def test_collapsed_runs_are_counted_and_have_no_part_in_a_mean(planted):
 
 
 def test_planted_effects_come_back(page, planted):
-    found = page(planted)
+    found = page(planted, *DRAWING)
     effect = found["on_pcc"].set_index("term")["effect"]
     # With softplus the published bias is 0, with exp it is -3, to which 0.02 was added. Poisson
     # gains more from the best rate of others, which is not MSE's: 0.02 in every cell.
@@ -116,8 +120,8 @@ def test_effects_are_means_and_differences_of_cells(page, planted):
     noise = np.random.default_rng(0).normal(0, 0.02, len(rows))
     rows = rows.assign(pcc_8um=rows["pcc_8um"] + 0.2 * helped + noise)
     changed = planted.drop(index=rows.index)
-    found = page(pd.concat([changed, rows.assign(bias=planted["bias"])]))["on_gap"]
-    found = found.set_index("term")
+    scores = pd.concat([changed, rows.assign(bias=planted["bias"])])
+    found = page(scores, *DRAWING)["on_gap"].set_index("term")
     table = factorial.cells(rows, "pcc_8um").set_index(list(factorial.FACTORS))
     mean = table["pcc_8um"].unstack("loss")
     of_loss = mean["poisson"] - mean["mse"]

@@ -235,7 +235,7 @@ for line in sys.stdin:
         said = os.open(order["log"], os.O_WRONLY | os.O_CREAT)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--assert", "plain"]
         code = pytest.main([*options, *order["tests"]])
         sys.stdout.flush()
         os._exit(code)
@@ -271,6 +271,7 @@ def test_every_mutant_is_caught(copy):
     single = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     # A file changed twice within a second has one time: Python would take its old bytecode.
     fixed = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_DISABLE_JIT": "1"}
+    fixed["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER], cwd=copy, env=kept | single | fixed, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

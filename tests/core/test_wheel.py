@@ -92,7 +92,7 @@ def elsewhere(tmp_path_factory) -> Path:
 def run(folder: Path, code: str) -> str:
     done = subprocess.run(
         [folder / "bin" / "python", "-c", code], cwd=folder, capture_output=True, text=True,
-        env={"OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        env={"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1", "HOME": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

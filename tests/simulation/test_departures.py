@@ -17,7 +17,7 @@ from sparsity_trap.settings import Simulation
 from sparsity_trap.simulation import departures
 from sparsity_trap.simulation import section as simulate
 
-SETTINGS = Simulation(side_um=384)
+SETTINGS = Simulation(side_um=384, pixel_um=1)
 stream = partial(simulate._rng, SETTINGS, "P1")
 
 

@@ -21,7 +21,7 @@ from sparsity_trap.simulation import section as simulate
 from sparsity_trap.simulation.cells import Kind, Region, expression
 from sparsity_trap.simulation.growth import grow_section
 
-SETTINGS = Simulation(side_um=384)
+SETTINGS = Simulation(side_um=384, pixel_um=1)
 
 
 class Section:

@@ -48,7 +48,7 @@ def test_processes_are_those_of_the_launcher(monkeypatch):
 @pytest.mark.slow
 def test_two_processes_learn_nearly_as_one(preset):
     """Each mean is over a process's own tissue; batches of 6 and of 3 patches per process."""
-    preset = changed(preset, {"linear": LINEAR, "deep": E}, batch_size=6, accumulate=1, epochs=6)
+    preset = changed(preset, {"linear": LINEAR, "deep": E}, batch_size=6, accumulate=1, epochs=3)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start(
         preset, config.ROOT, "linear", "deep", launcher=launcher,
@@ -56,8 +56,10 @@ def test_two_processes_learn_nearly_as_one(preset):
     )  # fmt: skip
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    # Dropout and batch normalisation are each process's own.
-    for arm, tolerance in (("linear", 0.01), ("deep", 0.2)):
+    # Processes that exchange no gradients, or train on the same patches, are 2e-4 off: on a CPU,
+    # which does not round as TF32. Dropout and batch normalisation are each process's own.
+    linear = 0.01 if torch.cuda.is_available() else 1e-4
+    for arm, tolerance in (("linear", linear), ("deep", 0.02)):
         run = Run(arm=arm, test_patient="P5", seed=0)
         folder = preset.run_dir(run)
         assert json.loads((folder / "provenance.json").read_text())["processes"] == 2

@@ -22,7 +22,7 @@ from sparsity_trap.settings import Run, UserError
 TINY = """
 patients: [P1, P5]
 main_patient: P5
-simulation: {side_um: 576, seed: 3}
+simulation: {side_um: 512, pixel_um: 1, seed: 3}
 encoder: {name: filterbank, dihedral: false, jitter_views: 0}
 decoder: {hidden: 16, heads: 2, layers: 1, neighbours: 4}
 training: {epochs: 2, batch_size: 1, accumulate: 1, lr: 3.0e-3, warmup_epochs: 1}
@@ -87,9 +87,11 @@ def test_a_preset_edited_by_hand_is_followed_and_told_truly(edited, computed):
     assert told(wider)["patches"]["min_tissue"] == 0.1
     assert computed == {"store": 4, "tokens": 6, "run": 4}
     section = wider.outs("P5").stat().st_mtime_ns
-    assert told(edited("seed: 3", "seed: 4"))["simulation"]["seed"] == 4
-    assert computed == {"store": 6, "tokens": 8, "run": 5}
+    other = edited("seed: 3", "seed: 4")
+    runs.store(other, "P5")
+    assert computed == {"store": 5, "tokens": 6, "run": 4}
     assert wider.outs("P5").stat().st_mtime_ns != section
+    assert recipes.of_run(other, this) != recipes.of_run(edited(), this)
 
 
 def test_a_result_of_other_code_is_made_again(edited, computed, monkeypatch):
@@ -163,7 +165,7 @@ def test_real_sections_depend_on_their_files_and_not_on_the_simulation(
         real = edited(*edit).model_copy(update={"source": "spaceranger"})
         return recipes.of_run(real, Run(arm="E", test_patient="P5", seed=0))
 
-    assert recipe() == recipe("side_um: 576", "side_um: 800")
+    assert recipe() == recipe("side_um: 512", "side_um: 800")
     assert recipe() != recipe("epochs: 2", "epochs: 3")
     before = recipe()
     matrix.write_text("more counts")

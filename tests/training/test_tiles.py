@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -253,12 +254,16 @@ def test_a_rate_is_chosen_without_the_strip_that_it_is_tested_on(script):
     assert all(fit.lr == best[fit.held_out[0]] for fit in tested)
 
 
+def in_this_process(cores, _, initializer, arguments) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cores, initializer=initializer, initargs=arguments)
+
+
 @pytest.mark.slow
 def test_finished_fits_are_kept_and_results_written(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(script, "RESULTS", tmp_path / "real_tiles")
     losses = ("mse", "poisson")
-    plan = script.Plan(losses, (1e-3, 4e-3), (0, 1), 1)
+    plan = script.Plan(losses, (1e-3, 4e-3), (0,), 1)
     monkeypatch.setattr(script, "PLANS", {"linear": plan})
     tiles = planted(10)
     arrays = {"tile_id": tiles.ids, "he": tiles.he, "mask": tiles.mask, "patch_rc": tiles.place}
@@ -269,15 +274,15 @@ def test_finished_fits_are_kept_and_results_written(script, monkeypatch, tmp_pat
 
     script.main([str(tmp_path), "--cores", "1"])
     kept = sorted((tmp_path / "kept").rglob("*.json"))
-    # Losses and rates on five pairs of strips; losses and seeds on five strips.
-    assert len(kept) == 2 * 2 * 5 + 2 * 2 * 5
+    # Losses and rates on five pairs of strips; losses on five strips.
+    assert len(kept) == 2 * 2 * 5 + 2 * 5
     made = json.loads((tmp_path / "real_tiles" / "provenance.json").read_text())
     assert made["fits"] == len(kept)
     tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "real_tiles").glob("*.csv")}
     assert set(tables) == {"maps", "scores", "controls", "rates"}
     assert len(tables["maps"]) == len(tiles.tile)
     runs = tables["scores"].groupby(["loss", "seed"])["map"]
-    assert runs.size().to_list() == [runs.nunique().iloc[0]] * 4
+    assert runs.size().to_list() == [runs.nunique().iloc[0]] * 2
     others = tables["controls"].groupby("control").size()
     assert set(others.index) == {*script.CONTROLS, "published mse", "published poisson"}
     published = tables["controls"].query("control == 'published mse'")
@@ -285,6 +290,8 @@ def test_finished_fits_are_kept_and_results_written(script, monkeypatch, tmp_pat
 
     before = {path: path.stat().st_mtime_ns for path in kept}
     kept[0].unlink()
+    # In this process, which has imported what another would import anew.
+    monkeypatch.setattr(script, "ProcessPoolExecutor", in_this_process)
     script.main([str(tmp_path), "--cores", "1"])
     changed = [path for path in kept if path.stat().st_mtime_ns != before[path]]
     assert changed == [kept[0]]
@@ -305,13 +312,13 @@ def test_a_part_computed_again_equals_the_committed_results(script, folder):
     assert made["tiles"] == script.digests(tiles)[0]
     rates, scores = (pd.read_csv(script.RESULTS / f"{name}.csv") for name in ("rates", "scores"))
     strip, views = 1, real.encode(tiles)
-    for loss in ("mse", "poisson"):
-        best = rates.query("decoder == 'linear' and loss == @loss and strip == @strip and chosen")
-        plan = script.PLANS["linear"]
-        fit = real.Fit("linear", loss, best["lr"].item(), 0, (strip,), plan.epochs)
-        found = script.table(script.fitted(tiles, views, fit)).set_index("map")
-        kept = scores.query("decoder == 'linear' and loss == @loss and seed == 0")
-        kept = kept.set_index("map").loc[found.index, list(found)]
-        # Processors round differently, which 400 steps carry on.
-        np.testing.assert_allclose(found, kept, atol=0.01)
-        assert abs((found - kept)["pcc_8um"].mean()) < 0.002
+    best = rates.query("decoder == 'linear' and loss == 'poisson' and strip == @strip and chosen")
+    fit = real.Fit(
+        "linear", "poisson", best["lr"].item(), 0, (strip,), script.PLANS["linear"].epochs
+    )
+    found = script.table(script.fitted(tiles, views, fit)).set_index("map")
+    kept = scores.query("decoder == 'linear' and loss == 'poisson' and seed == 0")
+    kept = kept.set_index("map").loc[found.index, list(found)]
+    # Processors round differently, which 400 steps carry on.
+    np.testing.assert_allclose(found, kept, atol=0.01)
+    assert abs((found - kept)["pcc_8um"].mean()) < 0.002

@@ -127,8 +127,9 @@ def test_downloaded_figures_become_the_file_of_tiles(modules, monkeypatch, tmp_p
     places.write_text(
         "tile,row,column\n" + "".join(f"{t},{i},{2 * i}\n" for i, t in enumerate(ids))
     )
+    figure = drawn(tiles)
     for gene in "AB":
-        (served / f"{gene}_tile_comparison.pdf").write_bytes(drawn(tiles))
+        (served / f"{gene}_tile_comparison.pdf").write_bytes(figure)
     path = download.download_tiles(tmp_path / "data", served.as_uri())
     assert path == tmp_path / "data" / FILE
     assert [p.name for p in path.parent.iterdir()] == [FILE]

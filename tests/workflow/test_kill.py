@@ -31,7 +31,7 @@ from sparsity_trap.settings import UserError
 TINY = """
 patients: [P1, P5]
 main_patient: P5
-simulation: {side_um: 576, seed: 3}
+simulation: {side_um: 512, pixel_um: 1, seed: 3}
 encoder: {name: filterbank, dihedral: false, jitter_views: 0}
 decoder: {hidden: 16, heads: 2, layers: 1, neighbours: 4}
 training: {epochs: 2, batch_size: 1, accumulate: 1, lr: 3.0e-3, warmup_epochs: 1}

@@ -44,6 +44,7 @@ def write(tmp_path, monkeypatch):
     """Write the smoke preset with worlds, changed, as preset ``tiny``; results go to tmp_path."""
     content = yaml.safe_load((presets.PRESETS / "smoke.yaml").read_text())
     content["patients"] = ["P1", "P5"]
+    content["simulation"] |= {"side_um": 512, "pixel_um": 1}
     content["encoder"]["dihedral"] = False
     content["decoder"]["hidden"] = 8
     content["training"]["epochs"] = 1
@@ -108,6 +109,7 @@ def test_an_unknown_world_lists_the_choices(write):
 
 
 def test_results_of_a_world_have_recipes_of_their_own(write):
+    write(lambda content: content["simulation"].update(side_um=128))
     home, world = load_preset("tiny"), load_preset("tiny/zeros")
     notes = []
     for preset in (home, world):
