@@ -122,15 +122,15 @@ def test_threads_change_scores_within_the_stated_tolerance(
 ):
     """The book trains with one thread; torch splits sums over its threads."""
     preset, book = load_preset("smoke"), smoke_book / "results" / "smoke"
-    short = preset.training.model_copy(update={"epochs": 3})
+    short = preset.training.model_copy(update={"epochs": 8})
     # Of an arm that learns: arm D may collapse, and leaves nothing to compare.
     run = Run(arm="E", test_patient="P5", seed=0)
 
     def trained(number: int) -> pd.DataFrame:
         monkeypatch.setattr(config, "ROOT", tmp_path / str(number))
         here = load_preset("smoke").model_copy(update={"training": short})
-        here.folder.mkdir(parents=True)
-        for name in ("stores", "tokens"):
+        shutil.copytree(book / "recipes", here.folder / "recipes")
+        for name in ("sections", "stores", "tokens"):
             (here.folder / name).symlink_to(book / name)
         threads(number)
         return pd.read_parquet(runs.run(here, run) / "genes.parquet")
