@@ -123,9 +123,9 @@ def smoke_book(tmp_path_factory) -> Path:
         target.parent.mkdir(exist_ok=True)
         shutil.copy2(kernel, target)
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("SPARSITY", "PYTEST", "OMP"))
-    }
+    # As users have it: Python may write bytecode.
+    others = "SPARSITY", "PYTEST", "OMP", "PYTHONDONTWRITEBYTECODE"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     done = subprocess.run(
         ["make", "book", "PRESET=smoke"], cwd=folder, capture_output=True, text=True,
         env=environment | {"HF_TOKEN": SECRET},
