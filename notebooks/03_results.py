@@ -274,9 +274,9 @@ bars.margins(y=0.15)
 bars.set_ylabel("score")
 for axis in (dumbbells, bars):
     axis.axhline(0, color="#888888", lw=0.6)
-behind = {"genes": len(genes), "runs": [len(of_runs.loc[arm]) for arm in (MSE_ARM, POISSON_ARM)]}
 drawn = genes.drop(columns=["sparsity", "mean_count", "delta_pcc_8um"])
-style.mark(figure, settings.source, drawn, **behind)
+alive = of_runs["pcc_8um"].groupby("arm").count()[[MSE_ARM, POISSON_ARM]]
+style.mark(figure, settings.source, drawn, genes=len(genes), runs=alive)
 
 # %% [markdown]
 # In {numref}`fig-collapse`, panel a shows the gene with the largest mean gain, so it is the most favourable case, not a typical one. It is of one run; the seed stands above it. Panel b shows all genes.

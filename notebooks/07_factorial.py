@@ -190,7 +190,8 @@ if trained:
     axis.set_yticks(shown.index, [style.term_name(term) for term in shown["term"]])
     axis.set_ylim(-0.7, len(shown) - 0.3)
     axis.set_xlabel("effect on PCC at 8 µm, with 95 % interval")
-    behind = {of: crossed[of[:-1]].nunique() for of in ("genes", "runs")}
+    alive = crossed.dropna(subset=["pcc_8um"])
+    behind = {"genes": alive["gene"].nunique(), "runs": alive["run"].nunique()}
     style.mark(figure, settings.source, on_pcc, **behind)
 figure
 

@@ -114,8 +114,8 @@ if searched:
         axis.set_xticks([], minor=True)
         axis.xaxis.set_major_formatter("{x:g}")
     axes[0].legend()
-    runs_of_each = dots.groupby(["loss", "lr_times"]).size()
-    style.mark(figure, settings.source, rates, runs=runs_of_each)
+    alive = dots.groupby(["loss", "lr_times"])["test"].count()
+    style.mark(figure, settings.source, rates, runs=alive)
 figure
 
 # %% [markdown]
@@ -158,7 +158,8 @@ if len(points):
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.legend(fontsize=7)
-    style.mark(figure, settings.source, points, runs=points["runs"])
+    alive = per_run.groupby("arm").count()[points["arm"]]
+    style.mark(figure, settings.source, points, runs=alive)
 figure
 
 # %% [markdown]

@@ -95,6 +95,7 @@ if trained:
     own = dial[dial["decoder"] == "hist2st"]
     shown = curve[curve["decoder"] == "hist2st"]
     per_run = own.groupby(["p", "run"])["pcc_8um"].mean().reset_index()
+    alive = per_run.groupby("p")["pcc_8um"].count()
     left.plot(per_run["p"], per_run["pcc_8um"], "o", ms=3, color="#B5B5B5")
     left.plot(shown["p"], shown["pcc_8um"], "o-", ms=5, color=style.POISSON_COLOUR)
     left.set(xlabel="p", ylabel="PCC at 8 µm")
@@ -111,7 +112,7 @@ if trained:
     image = figure.colorbar(ScalarMappable(norm, style.SCORE_MAP), ax=right)
     image.set_label("mean count of the gene")
     style.letter(left, right)
-    style.mark(figure, settings.source, curve, genes=len(of_genes), runs=shown["runs"])
+    style.mark(figure, settings.source, curve, genes=len(of_genes), runs=alive)
 figure
 
 # %% [markdown]

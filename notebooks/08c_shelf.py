@@ -162,6 +162,6 @@ if len(chosen):
     for decoder, marker in (("Hist2ST", "o"), ("linear", "s")):
         axes[1].plot([], [], marker, ms=5, color="#555555", label=decoder)
     figure.legend(loc="outside upper center", ncols=2, fontsize=7, frameon=False)
-    runs_of_each = by_run.groupby(["decoder", "arm"]).size()
-    style.mark(figure, settings.source, shelf, runs=runs_of_each)
+    alive = by_run.groupby(["decoder", "arm"])["pcc_8um"].count()
+    style.mark(figure, settings.source, shelf, runs=alive)
 figure

@@ -388,7 +388,8 @@ for axis, (column, title) in zip(axes, panels.items(), strict=True):
     axis.axvline(0, color="#9A9A9A", lw=0.8, zorder=0)
     axis.set_title(title)
 axes[0].set_yticks(at, shown.index)
-style.mark(figure, "real", shown.rename_axis("map").reset_index(), tiles=len(places))
+style.mark(figure, "real", shown.rename_axis("map").reset_index(),
+           tiles=by_tile["tile"].nunique())  # fmt: skip
 
 # %% [markdown]
 # A map that is zero everywhere has an SSIM of {val}`tiles.ssim.zeros:.3f` at 2 µm, the Poisson model {val}`tiles.ssim.poisson:.3f`, and {val}`tiles.ssim.shuffled:.3f` with another tile's prediction; the published Poisson predictions have {val}`tiles.published.ssim_poisson:.3f`. All are lower than the SSIM printed in the figures: its constants follow the range of the maps, which clipping shortens. Among the losses of the linear decoder SSIM puts {val}`tiles.ssim.first` first, with {val}`tiles.ssim.first_value:.3f`; PCC at 8 µm puts it in place {val}`tiles.ssim.first_place` of {val}`tiles.ssim.n_losses`. A constant map has a PCC at 8 µm where bins are tissue in part.

@@ -6,6 +6,7 @@ of a whole section at 2 µm is never in memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,8 +300,7 @@ def _table(
 def _unique(genes: list[str], name: str) -> tuple[str, ...]:
     if not genes:
         raise UserError(f"{name} holds no gene: give a table with predictions")
-    seen: set[str] = set()
-    twice = [gene for gene in genes if gene in seen or seen.add(gene)]  # type: ignore[func-returns-value]
+    twice = [gene for gene, n in Counter(genes).items() if n > 1]
     if twice:
         raise UserError(f"{name} predicts gene {twice[0]} twice: keep one column for each symbol")
     return tuple(genes)

@@ -191,10 +191,10 @@ def _counted(name: str, numbers: np.ndarray) -> str:
 def stamp(figure: Exhibit, note: str, colour: str = "#A32020", left: bool = False) -> None:
     """Write a note into the lower right corner, or the left one, below what is drawn."""
     size = _least(figure)
-    side: dict[str, Any] = {"ha": "right", "weight": "bold"}
+    x, side, weight = (0.005, "left", "normal") if left else (0.995, "right", "bold")
     figure.text(
-        0.005 if left else 0.995, 0.002, note, va="bottom", fontsize=size, color=colour,
-        in_layout=False, **({"ha": "left"} if left else side),
+        x, 0.002, note, ha=side, va="bottom", fontsize=size, weight=weight, color=colour,
+        in_layout=False,
     )  # fmt: skip
     below = 1.3 * size / 72 / figure.get_figheight()
     figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
