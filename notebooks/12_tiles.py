@@ -119,7 +119,8 @@ for axis, decoder in zip(axes[0], order, strict=True):
     axis.set_xticks(own["lr"], [f"{lr:g}" for lr in own["lr"]], fontsize=7)
     axis.set_xticks([], minor=True)
 axes[0, 0].set_ylabel("PCC at 8 µm")
-axes[0, 0].legend(fontsize=7)
+named = axes[0, 0].get_legend_handles_labels()
+figure.legend(*named, loc="outside upper center", ncols=len(shades), fontsize=7, frameon=False)
 style.mark(figure, "real", curves)
 
 # %% [markdown]
