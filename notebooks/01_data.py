@@ -73,7 +73,7 @@ with open_image(slide.image) as image:
 counts = spaceranger.read_counts(slide.outs, store.genes)  # bins of the array × genes
 gene = turn.apply(counts[:, [0]].toarray().reshape(slide.array_shape))[window]
 assert np.array_equal(picture, store.images[patch]) and np.array_equal(gene, store.counts[patch, 0])
-f"patch {patch}: positions differ from its map by {fit.rms_px:.2f} px r.m.s."
+Markdown(f"Patch {patch}: positions differ from its map by {fit.rms_px:.2f} px r.m.s.")
 
 # %% tags=["hide-input"]
 shift = alignment.count_image_shift(store.images, store.counts)
@@ -107,7 +107,7 @@ for parts in zip(store.images, store.counts, store.mask, strict=True):
 quote("cohort.n_patches", **{patient: len(store)})
 quote("cohort.sparsity", **{patient: (zeros / bins).mean()})
 quote("cohort.sha256", **{patient: digest.hexdigest()})
-f"{(zeros / bins).mean():.1%} of the bins in tissue hold no count of a gene, on average over genes"
+Markdown(f"On average over genes, {(zeros / bins).mean():.1%} of the bins in tissue hold no count.")
 
 # %% [markdown]
 # ## Section
@@ -260,7 +260,8 @@ strength = {
     name: float(np.nanmedian(np.abs(np.diff(np.log2(np.where(factor > 0, factor, np.nan))))))
     for name, factor in factors.items()
 }
-", ".join(f"median |log₂ ratio| of neighbouring {k}s {v:.2f}" for k, v in strength.items())
+of = ", ".join(f"{key}s {value:.2f}" for key, value in strength.items())
+Markdown(f"Median \\|log₂ ratio\\| of neighbouring {of}.")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Counts of single rows and columns of bins relative to the lines around them."}, "image": {"alt": "Row and column means with period two"}}
 figure, axes = style.subplots(1, 2, figsize=(8, 2.2), sharey=True)

@@ -50,7 +50,7 @@ def test_claims_that_change_sides_are_named_and_intervals_checked():
 
 @pytest.mark.parametrize(
     ("repeat", "seeds"),
-    [("seeds1000", {1000, 1001, 1002}), ("threads2", {0, 1, 2}), ("gpu", {0, 1, 2})],
+    [("seeds1000", {1000, 1001}), ("threads2", {0, 1}), ("gpu", {0, 1})],
 )
 def test_repeats_share_sections_and_nothing_else(repeat, seeds):
     preset, again = load_preset("smoke"), load_preset(f"smoke/{repeat}")
