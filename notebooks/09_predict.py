@@ -83,13 +83,14 @@ spatial_path = target / f"{run.name}_{library}_008um.zarr"
 
 # %% mystnb={"figure": {"caption": "H&E and predicted counts per 8 µm bin, drawn by squidpy from the table alone: positions in pixels of the full-resolution image, times the scale of the small one."}, "image": {"alt": "H&E of the section and predicted counts of three genes"}}
 figure, axes = style.subplots(1, len(shown) + 1, figsize=(9.4, 2.6), tissue=True)
-options = {"shape": "square", "size": 1.1, "frameon": False, "colorbar": False, "fig": figure}
-sq.pl.spatial_scatter(section, ax=axes[0], title="H&E", **options)  # no colour: the image
+options = {"library_id": library, "frameon": False, "colorbar": False, "fig": figure}
+sq.pl.spatial_scatter(section[:1], ax=axes[0], title="H&E", **options)  # no colour: the image
+frame = {"xlim": axes[0].get_xlim(), "ylim": axes[0].get_ylim()}
+options |= {"shape": None, "size": 0.3, "cmap": "magma"}  # a dot per bin: squares take seconds
 for axis, gene in zip(axes[1:], shown, strict=True):
     low, high = np.percentile(section[:, gene].X, [2, 99.5])
-    sq.pl.spatial_scatter(
-        section, color=gene, cmap="magma", vmin=low, vmax=high, ax=axis, **options
-    )
+    sq.pl.spatial_scatter(section, color=gene, vmin=low, vmax=high, ax=axis, **options)
+    axis.set(**frame)
     axis.set_title(gene, style="italic")
     figure.colorbar(axis.collections[0], ax=axis, shrink=0.8)
 style.mark(figure, settings.source)
