@@ -186,8 +186,7 @@ class _Collector:
         self.maps: dict[str, CountScores | ScaleFreeScores] = {MODEL: self._scores(MODEL)}
         self.wide = self.maps[MODEL].wide
         self.dealt = {"shuffled patches": Dealt(), "another patch": Dealt(1)}
-        self.splits = {f: SplitCeiling(f) for f in sorted({1, self.wide})}
-        self.known: dict[int, KnownCeiling] = {}
+        self.ceilings: dict[int, SplitCeiling | KnownCeiling] = {}
         self.placement, self.rng = Placement(), np.random.default_rng(0)
         self.moments: list[np.ndarray] = []
         self.curve = np.zeros((3, _CURVE))
@@ -210,10 +209,13 @@ class _Collector:
         self._keep(*wide)
         rate = rate if mask.all() else np.where(mask, rate, rate.dtype.type(0))
         self.placement.update(counts, rate, mask)
-        for factor, split in self.splits.items():
-            split.update(counts, mask)
-            if true_rate is not None:
-                self.known.setdefault(factor, KnownCeiling(factor)).update(true_rate, mask)
+        if self.n and (true_rate is not None) != (ORACLE in self.maps):
+            raise ValueError(f"{self.name}: give the true rate of every patch, or of none")
+        if not self.ceilings:
+            ceiling = SplitCeiling if true_rate is None else KnownCeiling
+            self.ceilings = {factor: ceiling(factor) for factor in sorted({1, self.wide})}
+        for of_width in self.ceilings.values():
+            of_width.update(counts if true_rate is None else true_rate, mask)
         made = {"all zeros": constant(counts, 0)}
         if self.mean is not None:
             made["section mean" if self.baseline is None else "training mean"] = constant(
@@ -266,13 +268,12 @@ class _Collector:
                 self._score(of, *other)
         last = [ORACLE] if ORACLE in self.maps else []
         order = [of for of in self.maps if of not in last] + last
-        of_factor = self.known or self.splits
         found = Evaluation(
             genes=self.genes,
             scores={of: self.maps[of].columns() for of in order},
             ceilings={
                 f"ceiling_{factor * self.bin_um:g}um": ceiling.compute()
-                for factor, ceiling in of_factor.items()
+                for factor, ceiling in self.ceilings.items()
             },
             protocols={of: self.maps[of].protocols() for of in order},
             moments=np.stack(self.moments),
@@ -286,7 +287,7 @@ class _Collector:
                 "patches": self.n,
                 "bins": self.bins,
                 "baseline": "section mean" if self.baseline is None else "training mean",
-                "ceilings": "known rate" if self.known else "count splitting",
+                "ceilings": "known rate" if last else "count splitting",
             },
         )
         found.findings = findings(found, self.placement.best())

@@ -203,6 +203,15 @@ def test_bad_input_is_one_sentence(section, change, sentence):
         st.evaluate(**given)
 
 
+@pytest.mark.parametrize("units", ["counts", "z-score"])
+def test_the_true_rate_is_given_for_every_patch_or_none(section, units):
+    batches = [(section.counts[[i]], section.rate[[i]], section.mask[[i]]) for i in range(2)]
+    batches[1] += (section.truth[[1]],)
+    for given in (batches, batches[::-1]):
+        with pytest.raises(ValueError, match="give the true rate of every patch, or of none"):
+            st.evaluate(given, genes=section.genes, units=units)
+
+
 def test_no_patch_is_one_sentence():
     with pytest.raises(ValueError, match="no patches to score"):
         st.evaluate(iter([]))
