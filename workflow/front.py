@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def drawn(claim: Claim) -> str:
 
 def row(claim: Claim) -> str:
     """A claim: what it says, the picture and the verdict; rule and evidence fold out."""
-    short = html.escape(claim.text.partition(":")[0].rstrip("."), quote=False)
+    says = re.split(r":(?![^(]*\))", claim.text)[0].rstrip(".")  # to a colon, not one in brackets
+    short = html.escape(says, quote=False)
     kind = claim.verdict.replace(" ", "-")
     return "\n".join(
         [

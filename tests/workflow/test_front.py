@@ -44,6 +44,8 @@ def test_a_row_has_the_sentence_its_rule_and_its_verdict():
     assert lines[0] == '<details class="claim not-supported">'
     assert "It is so<" in lines[1] and ">not supported<" in lines[1]
     assert "It is so: by far. If so." in lines
+    bracketed = front.row(CLAIM._replace(text="It is so (nearly: by far): always."))
+    assert '"says">It is so (nearly: by far)<' in bracketed
     assert "Mean gain: 0.03 (0.02 to 0.05), 5 runs, p = 0.001. [The evidence](claim-a)" in lines
 
 
