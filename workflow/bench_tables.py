@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -159,11 +160,13 @@ def stability(bench: dict) -> str:
     lines = []
     for preset, found in bench.items():
         sets = list(next(iter(found["claims"].values()))["sets"])
-        flips = ", ".join(f"*{found['claims'][key]['text']}*" for key in found["flips"])
+        flips = _named(found["claims"][key] for key in found["flips"])
+        weaker = _named(c for c in found["claims"].values() if not _held(c["sets"], sets[0]))
         machines = found["hardware"] + (f"; GPU: {found['gpu']}" if "gpu" in found else "")
         about = f"**Preset `{preset}`**, {machines}, commit {found['commit']}."
         lines += [
-            f"{about} From *supported* to *not supported* or back: {flips or 'none'}. Of "
+            f"{about} From *supported* to *not supported* or back: {flips}. Supported by "
+            f"the book's runs and not by those of every other set: {weaker}. Of "
             f"{found['compared']} values of other sets, {found['covered']} lie within the book's "
             "interval, widened by √2 for a second draw.\n",
             "| claim | " + " | ".join(sets) + " |",
@@ -174,6 +177,17 @@ def stability(bench: dict) -> str:
             lines.append(f"| {claim['text']} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _named(claims: Iterable[dict]) -> str:
+    """Texts of claims in a sentence."""
+    return "; ".join(f"*{claim['text'].rstrip('.')}*" for claim in claims) or "none"
+
+
+def _held(sets: dict, first: str) -> bool:
+    """Whether a claim that the first set supports is supported by all that it was judged on."""
+    verdicts = {found["verdict"] for found in sets.values()}
+    return sets[first]["verdict"] != "supported" or verdicts == {"supported"}
 
 
 def _verdict(found: dict | None) -> str:

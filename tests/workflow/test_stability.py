@@ -44,7 +44,8 @@ def test_claims_that_change_sides_are_named_and_intervals_checked():
     assert (found["covered"], found["compared"]) == (2, 4)
     assert found["claims"]["c2"]["sets"]["book"]["value"] is None
     table = bench_tables.stability({"laptop": found | {"hardware": "two cores", "commit": "abc"}})
-    assert "back: *Claim 1.*." in table and "2 lie within" in table
+    assert "back: *Claim 1*." in table and "2 lie within" in table
+    assert "every other set: *Claim 0*; *Claim 1*. Of" in table
     assert "| Claim 1. | supported (+0.200) | not judged | not supported (+0.000) |" in table
 
 
