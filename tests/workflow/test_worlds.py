@@ -176,12 +176,16 @@ def test_a_world_has_no_book_of_its_own(checkout):
 @pytest.mark.slow
 def test_steps_of_a_world_write_into_its_folder(checkout):
     given = ["preset=tiny/weak", "source=", "cohort="]
-    done = command(checkout, "workflow/compute.py", "arm", "E-linear", *given)
+    done = command(checkout, "workflow/compute.py", "section", "P5", *given)
+    assert done.returncode == 0, done.stderr
+    output = "results/tiny/worlds/weak/notebooks/02_train_E-linear.ipynb"
+    words = ["workflow/execute_notebook.py", "notebooks/02_train.py", output, *given]
+    done = command(checkout, *words, "arm=E-linear")
     assert done.returncode == 0, done.stderr
     results = checkout / "results" / "tiny"
     assert [path.name for path in results.iterdir()] == ["worlds"]
     assert {path.name for path in (results / "worlds" / "weak").iterdir()} >= {
-        "sections", "stores", "tokens", "runs", "recipes",
+        "sections", "stores", "tokens", "runs", "numbers", "notebooks", "recipes",
     }  # fmt: skip
     trained = {path.name for path in (results / "worlds" / "weak" / "runs").iterdir()}
     assert trained == {"E-linear-P5-s0"}
