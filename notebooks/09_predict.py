@@ -86,7 +86,7 @@ figure, axes = style.subplots(1, len(shown) + 1, figsize=(9.4, 2.6), tissue=True
 options = {"library_id": library, "frameon": False, "colorbar": False, "fig": figure}
 sq.pl.spatial_scatter(section[:1], ax=axes[0], title="H&E", **options)  # no colour: the image
 frame = {"xlim": axes[0].get_xlim(), "ylim": axes[0].get_ylim()}
-options |= {"shape": None, "size": 0.3, "cmap": "magma"}  # a dot per bin: squares take seconds
+options |= {"shape": None, "size": 1.2, "cmap": "magma"}  # dots that touch: squares take seconds
 for axis, gene in zip(axes[1:], shown, strict=True):
     low, high = np.percentile(section[:, gene].X, [2, 99.5])
     sq.pl.spatial_scatter(section, color=gene, vmin=low, vmax=high, ax=axis, **options)
